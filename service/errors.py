@@ -1,0 +1,88 @@
+"""Every error a caller can meet: its status and its message, declared once."""
+
+
+class ApiError(Exception):
+    """Base of the errors that are answered as JSON; never raised itself.
+
+    `status` and `message` are the answer; `errors` maps field names to sentences;
+    `headers` are added to the answer.
+    """
+
+    status = 500
+    message = "Internal server error"
+
+    def __init__(self, message=None, *, errors=None, headers=None):
+        self.message = message or self.message
+        self.errors = errors
+        self.headers = headers or {}
+        super().__init__(self.message)
+
+
+class Unauthorized(ApiError):
+    status, message = 401, "Unauthorized"
+
+
+class MissingCredentials(ApiError):
+    status, message = 401, "Missing or invalid credentials"
+
+
+class InvalidApiKey(ApiError):
+    status, message = 401, "Invalid api_key"
+
+
+class InvalidIngestKey(ApiError):
+    status, message = 401, "Invalid ingest_key"
+
+
+class InvalidSignature(ApiError):
+    status, message = 401, "Invalid signature"
+
+
+class UserIdRequired(ApiError):
+    status, message = 400, "user_id is required with api_key"
+
+
+class TargetUserNotFound(ApiError):
+    status, message = 404, "Target user not found or inactive"
+
+
+class ManagerInactive(ApiError):
+    status, message = 403, "Manager inactive. Contact support."
+
+
+class BadRequest(ApiError):
+    """A parameter or a body is not of the documented shape."""
+
+    status, message = 400, "Bad request"
+
+
+class DailyLimitReached(ApiError):
+    status, message = 429, "Daily number limit reached"
+
+
+class NoNumberReceived(ApiError):
+    status, message = 404, "No number received"
+
+
+class UnableToGetNumber(ApiError):
+    status, message = 500, "Unable to get number"
+
+
+class CountriesUnavailable(ApiError):
+    status, message = 500, "Could not fetch service data"
+
+
+class SystemConfigurationError(ApiError):
+    status, message = 500, "System configuration error"
+
+
+class ServiceFetchFailed(ApiError):
+    status, message = 500, "Service fetch failed"
+
+
+class MainServerRefused(ApiError):
+    """The main server answered init with an error: its status, its message."""
+
+    def __init__(self, status, message):
+        super().__init__(message)
+        self.status = status

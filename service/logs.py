@@ -1,0 +1,104 @@
+"""Logging: one line an event on stdout, with the request id, and never a key."""
+
+import logging
+import logging.config
+import re
+import time
+import traceback
+import uuid
+
+from flask import g, has_request_context, request
+from sqlalchemy.exc import DBAPIError
+
+# Path keys (/api/init/KEY), wherever a URL ends up in a line, and keys of our own making
+_PATH_KEY = re.compile(r"(/api/+[\w-]+/+)[^\s?\"'<>]+", re.IGNORECASE)
+_OWN_KEY = re.compile(r"\b(usr|ing|whsec)_[\w+/=-]{16,}")
+_literals = set()
+
+
+def hide(secret):
+    """Mask `secret`, a key not of our making, in every later line."""
+    if secret:
+        _literals.add(secret)
+
+
+def mask(text):
+    """`text` with every key in it replaced by `***`."""
+    for secret in _literals:
+        text = text.replace(secret, "***")
+    return _OWN_KEY.sub(r"\1_***", _PATH_KEY.sub(r"\1***", text))
+
+
+class LineFormatter(logging.Formatter):
+    """One event, one line: UTC time, level, request id, then the message, masked."""
+
+    converter = time.gmtime
+    default_time_format = "%Y-%m-%dT%H:%M:%S"
+    default_msec_format = "%s.%03dZ"
+
+    def __init__(self):
+        super().__init__("%(asctime)s %(levelname)s request_id=%(request_id)s %(message)s")
+
+    def format(self, record):
+        record.request_id = request_id() if has_request_context() else "-"
+        line = mask(super().format(record))
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+    def formatException(self, exc_info):
+        frames = traceback.extract_tb(exc_info[2])[-8:]
+        places = " < ".join(f"{f.filename}:{f.lineno}" for f in reversed(frames))
+        return f"error={describe(exc_info[1])!r} at={places}"
+
+
+def describe(error):
+    """What kind of error it is, and its text unless that may quote stored data."""
+    if isinstance(error, DBAPIError):
+        # A driver's sentence may hold the row's values: only its number is kept
+        code = next((a for a in getattr(error.orig, "args", ()) if isinstance(a, int)), "")
+        return f"{type(error).__name__} {type(error.orig).__name__} {code}".strip()
+    return f"{type(error).__name__}: {error}"
+
+
+def event(logger, name, level=logging.INFO, *, exc_info=False, **fields):
+    """Log one event as `event=name key=value …`; a field of None is left out."""
+    pairs = "".join(f" {k}={v}" for k, v in fields.items() if v is not None)
+    logger.log(level, "event=%s%s", name, pairs, exc_info=exc_info)
+
+
+def request_id():
+    """This request's id: the caller's X-Request-ID where it is a plain one, else a new one."""
+    if "request_id" not in g:
+        given = request.headers.get("X-Request-ID", "")
+        g.request_id = given if re.fullmatch(r"[\w.-]{8,64}", given, re.ASCII) else uuid.uuid4().hex
+    return g.request_id
+
+
+def dict_config(level="INFO"):
+    """The `logging.config` of every process, gunicorn's own loggers included."""
+    to_root = {"level": level, "handlers": [], "propagate": True}
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"line": {"()": LineFormatter}},
+        "handlers": {
+            "stdout": {
+                "class": "logging.StreamHandler",
+                "stream": "ext://sys.stdout",
+                "formatter": "line",
+            }
+        },
+        "root": {"level": level, "handlers": ["stdout"]},
+        "loggers": {
+            "gunicorn.error": to_root,
+            "gunicorn.access": to_root,
+            # Below WARNING these write URLs and SQL, which is noise even when masked
+            "urllib3": {"level": "WARNING"},
+            "alembic": {"level": "WARNING"},
+            "sqlalchemy": {"level": "WARNING"},
+        },
+    }
+
+
+def configure(level):
+    """Send every logger of this process to stdout in this module's form."""
+    logging.config.dictConfig(dict_config(level))

@@ -1,0 +1,359 @@
+"""The records: who may ask, who got which number, which SMS came, what became of it."""
+
+import hashlib
+import random
+import secrets
+import time
+from datetime import UTC, date, datetime
+
+from flask_migrate import Migrate
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import (
+    BigInteger,
+    Date,
+    DateTime,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    MetaData,
+    String,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    event,
+    select,
+)
+from sqlalchemy.dialects import mysql, sqlite
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+from service.errors import InvalidApiKey
+
+NUMBER_FORMATS = ("full", "national", "remove_plus")
+SUMMARY_SHARDS = 16
+
+
+class Base(DeclarativeBase):
+    # Named constraints, so that a migration can drop them on every engine
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+# Rows are read once and used after the commit: expiring them would reopen a transaction.
+# Parameters are hidden from errors, which end in the log.
+db = SQLAlchemy(
+    model_class=Base,
+    session_options={"expire_on_commit": False},
+    engine_options={"hide_parameters": True},
+)
+migrate = Migrate()
+
+
+class UTCDateTime(TypeDecorator):
+    """An aware UTC time, with microseconds on every engine."""
+
+    impl = DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
+    cache_ok = True
+
+    def process_bind_param(self, value, dialect):
+        return value and value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value, dialect):
+        return value and value.replace(tzinfo=UTC)
+
+
+# SQLite only numbers INTEGER keys by itself
+ID = BigInteger().with_variant(sqlite.INTEGER(), "sqlite")
+# Bytes compared as bytes: hashes and ids of others, which differ in case
+ASCII = String(64).with_variant(mysql.VARCHAR(64, charset="ascii", collation="ascii_bin"), "mysql", "mariadb")
+
+
+def utcnow():
+    return datetime.now(UTC)
+
+
+def new_key(prefix):
+    """A fresh random key; the prefix tells people and secret scanners what it is."""
+    return f"{prefix}_{secrets.token_urlsafe(32)}"
+
+
+def sha256(*parts):
+    """Hex SHA-256 of text parts, none of which can be mistaken for another's end."""
+    encoded = [part.encode("utf-8", "replace") for part in parts]
+    head = b"" if len(encoded) == 1 else b"".join(b"%d:" % len(part) for part in encoded)
+    return hashlib.sha256(head + b"".join(encoded)).hexdigest()
+
+
+class User(db.Model):
+    """One API caller; `active` and `approved` must both hold for the key to work."""
+
+    __tablename__ = "users"
+
+    id: Mapped[int] = mapped_column(ID, primary_key=True)
+    name: Mapped[str] = mapped_column(String(255))
+    key_hash: Mapped[str] = mapped_column(ASCII, unique=True)
+    active: Mapped[bool] = mapped_column(default=True)
+    approved: Mapped[bool] = mapped_column(default=True)
+    manager_id: Mapped[int | None] = mapped_column(ForeignKey("users.id"))
+    number_format: Mapped[str | None] = mapped_column(String(16))
+    daily_limit: Mapped[int | None]
+    webhook_url: Mapped[str | None] = mapped_column(String(2048))
+    webhook_secret: Mapped[str] = mapped_column(String(512))
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
+
+    manager: Mapped["User | None"] = relationship(remote_side=[id], lazy="raise")
+
+    @property
+    def may_call(self):
+        return self.active and self.approved
+
+    @classmethod
+    def by_api_key(cls, key):
+        """The user who holds `key` and may call; raises InvalidApiKey."""
+        user = db.session.scalar(select(cls).where(cls.key_hash == sha256(key)))
+        if user is None or not user.may_call:
+            raise InvalidApiKey
+        return user
+
+
+class Provider(db.Model):
+    """An SMS gateway that may post to /api/ingest/{ingest_key}."""
+
+    __tablename__ = "providers"
+
+    id: Mapped[int] = mapped_column(ID, primary_key=True)
+    name: Mapped[str] = mapped_column(String(64), unique=True)
+    format: Mapped[str] = mapped_column(String(32))
+    key_hash: Mapped[str] = mapped_column(ASCII, unique=True)
+    secret: Mapped[str | None] = mapped_column(String(512))
+    active: Mapped[bool] = mapped_column(default=True)
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
+
+
+class Operator(db.Model):
+    """A mobile operator as the main server last described it; `id` is the main server's."""
+
+    __tablename__ = "operators"
+
+    id: Mapped[int] = mapped_column(ID, primary_key=True, autoincrement=False)
+    name: Mapped[str] = mapped_column(String(255))
+    country_id: Mapped[int | None]
+    updated_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow, onupdate=utcnow)
+
+
+class PhoneNumber(db.Model):
+    """One assignment of a number to a user; a re-assigned number has several rows.
+
+    The row is made before the main server is asked (`state` requested), which reserves the
+    user's limit and the Idempotency-Key. It becomes `assigned` with the number; it is deleted
+    when the main server said no; it becomes `unknown` when the main server may have granted
+    a number that never reached us.
+    """
+
+    __tablename__ = "phone_numbers"
+
+    id: Mapped[int] = mapped_column(ID, primary_key=True)
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
+    state: Mapped[str] = mapped_column(String(16), default="requested")
+    digits: Mapped[str | None] = mapped_column(String(20))
+    country_id: Mapped[int]
+    operator_id: Mapped[int | None]
+    phone_code: Mapped[str | None] = mapped_column(String(8))
+    idempotency_hash: Mapped[str | None] = mapped_column(ASCII)
+    requested_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
+    assigned_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+
+    __table_args__ = (
+        Index(None, "digits", "assigned_at"),
+        Index(None, "user_id", "state", "id"),
+        UniqueConstraint("user_id", "idempotency_hash"),
+    )
+
+    @classmethod
+    def holding(cls, digits, at):
+        """The assignment of `digits` in force at the time `at`, or None."""
+        return db.session.scalar(
+            select(cls)
+            .where(cls.digits == digits, cls.state == "assigned", cls.assigned_at <= at)
+            .order_by(cls.assigned_at.desc(), cls.id.desc())
+            .limit(1)
+        )
+
+
+class Message(db.Model):
+    """One SMS; `phone_number_id` is None while no user held its number (unmatched)."""
+
+    __tablename__ = "messages"
+
+    id: Mapped[int] = mapped_column(ID, primary_key=True)
+    user_id: Mapped[int | None] = mapped_column(ForeignKey("users.id"))
+    phone_number_id: Mapped[int | None] = mapped_column(ForeignKey("phone_numbers.id"))
+    # The provider's name at that time; the main server has no row of its own
+    provider: Mapped[str] = mapped_column(String(64))
+    digits: Mapped[str] = mapped_column(String(20))
+    sms_text: Mapped[str] = mapped_column(Text().with_variant(mysql.MEDIUMTEXT(), "mysql", "mariadb"))
+    otp_code: Mapped[str | None] = mapped_column(String(32))
+    # What makes it a duplicate; None once its 10 minutes without a message id are over
+    dedupe_key: Mapped[str | None] = mapped_column(ASCII, unique=True)
+    received_at: Mapped[datetime] = mapped_column(UTCDateTime)
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
+
+    deliveries: Mapped[list["Delivery"]] = relationship(lazy="raise")
+
+    __table_args__ = (Index(None, "user_id", "id"), Index(None, "digits", "received_at"))
+
+
+class Delivery(db.Model):
+    """One webhook on its way to a user: `pending` until `delivered`.
+
+    `lease` names who is trying it now, until `leased_until`; only its holder may write the
+    outcome, so a crash frees the delivery when the lease runs out.
+    """
+
+    __tablename__ = "deliveries"
+
+    id: Mapped[int] = mapped_column(ID, primary_key=True)
+    webhook_id: Mapped[str] = mapped_column(ASCII, unique=True)
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
+    message_id: Mapped[int | None] = mapped_column(ForeignKey("messages.id"))
+    body: Mapped[bytes] = mapped_column(LargeBinary(2**20))
+    state: Mapped[str] = mapped_column(String(16), default="pending")
+    attempts: Mapped[int] = mapped_column(default=0)
+    next_attempt_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    lease: Mapped[str | None] = mapped_column(ASCII)
+    leased_until: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    # What the last try came to: "200", or a word for why there was no status
+    last_result: Mapped[str | None] = mapped_column(String(64))
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
+    delivered_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+
+    __table_args__ = (Index(None, "state", "next_attempt_at"), Index(None, "message_id"))
+
+
+class _Counters:
+    # Calls that were asked of the main server; `numbers` are those that got one
+    requests: Mapped[int] = mapped_column(default=0)
+    numbers: Mapped[int] = mapped_column(default=0)
+    sms: Mapped[int] = mapped_column(default=0)
+    otps: Mapped[int] = mapped_column(default=0)
+    webhooks_delivered: Mapped[int] = mapped_column(default=0)
+
+
+class UserSummary(_Counters, db.Model):
+    """A user's counts of one UTC day."""
+
+    __tablename__ = "user_summaries"
+
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id"), primary_key=True, autoincrement=False)
+    day: Mapped[date] = mapped_column(Date, primary_key=True)
+
+
+class SystemSummary(_Counters, db.Model):
+    """The deployment's counts of one UTC day: the sum over the day's shards.
+
+    A writer takes a shard at random, so that calls do not queue on one row.
+    """
+
+    __tablename__ = "system_summaries"
+
+    day: Mapped[date] = mapped_column(Date, primary_key=True)
+    shard: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    unmatched: Mapped[int] = mapped_column(default=0)
+
+
+COUNTERS = ("requests", "numbers", "sms", "otps", "webhooks_delivered")
+
+
+def count(user_id, at, **steps):
+    """Add `steps` (counter name: amount) to the user's and the system's summary of `at`'s day.
+
+    Runs inside the caller's transaction. `user_id` None counts for the system alone.
+    """
+    day = at.astimezone(UTC).date()
+    if user_id is not None:
+        _add(UserSummary, {"user_id": user_id, "day": day}, steps)
+    _add(SystemSummary, {"day": day, "shard": random.randrange(SUMMARY_SHARDS)}, steps)
+
+
+def _add(model, key, steps):
+    """Add to a summary row, made where it is missing: exact under concurrency."""
+    columns = model.__table__.c
+    zeros = {name: 0 for name in columns.keys() if name not in key}
+    upsert(model, key, zeros | steps, {name: columns[name] + step for name, step in steps.items()})
+
+
+def upsert(model, key, values, changes):
+    """Insert the row `key | values`; where `key` is there already, apply `changes` to it."""
+    table = model.__table__
+    if db.session.get_bind().dialect.name == "sqlite":
+        statement = sqlite.insert(table).values(**key, **values)
+        statement = statement.on_conflict_do_update(index_elements=list(key), set_=changes)
+    else:
+        statement = mysql.insert(table).values(**key, **values).on_duplicate_key_update(**changes)
+    db.session.execute(statement)
+
+
+# --- transactions -------------------------------------------------------------------------
+
+# MySQL: deadlock, lock wait timeout, server gone, lost connection; Galera: not ready
+_RETRIED_MYSQL = {1213, 1205, 2006, 2013, 1047}
+_TRIES = 6
+
+
+def transact(work):
+    """Run `work()` in a writing transaction, commit, and return what it returned.
+
+    A deadlock, a lock timeout, a lost connection or a busy SQLite file runs the whole of it
+    again, a bounded number of times: `work` must do nothing but use the database. An open
+    read transaction of this session is ended first.
+    """
+    db.session.commit()
+    for attempt in range(1, _TRIES + 1):
+        try:
+            db.session.connection(execution_options={"writes": True})
+            result = work()
+            db.session.commit()
+            return result
+        except OperationalError as e:
+            db.session.rollback()
+            if attempt == _TRIES or not _passing(e):
+                raise
+            time.sleep(random.uniform(0.5, 1) * 0.02 * 2**attempt)
+        except BaseException:
+            db.session.rollback()
+            raise
+
+
+def release():
+    """Give the database connection back before a call or a wait outside."""
+    db.session.commit()
+
+
+def _passing(error):
+    args = getattr(error.orig, "args", ())
+    return (args and args[0] in _RETRIED_MYSQL) or "locked" in str(error.orig)
+
+
+def set_up_sqlite(engine):
+    """Make SQLite safe for many threads and processes.
+
+    Writing transactions take the write lock when they begin, so that none is lost or refused
+    half-way; synchronous=FULL, since what was answered must outlive a power cut.
+    """
+
+    @event.listens_for(engine, "connect")
+    def _connect(connection, _record):
+        connection.isolation_level = None  # the driver must not emit BEGIN itself
+        for pragma in ("busy_timeout=15000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection):
+        writes = connection.get_execution_options().get("writes")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

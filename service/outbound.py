@@ -1,0 +1,248 @@
+"""HTTP calls to others under a total deadline, whatever the peer does."""
+
+import http.client
+import ipaddress
+import queue
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from http.cookiejar import DefaultCookiePolicy
+
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+CONNECT_SECONDS = 3
+_current = threading.local()
+
+
+class CallFailed(Exception):
+    """A call that got no complete answer.
+
+    `kind` is one word (timeout, dns, connect, tls, connection, url); `sent` says whether the
+    peer may have received the request.
+    """
+
+    def __init__(self, kind, sent):
+        super().__init__(kind)
+        self.kind = kind
+        self.sent = sent
+
+
+@dataclass
+class Answer:
+    """A peer's answer: its status, its headers, and the first bytes of its body as sent."""
+
+    status: int
+    headers: dict
+    body: bytes
+    truncated: bool
+
+
+def call(session, method, url, *, seconds, limit, **kwargs):
+    """Make one request, and read at most `limit` bytes of the answer, in `seconds` all told.
+
+    No redirect is followed and nothing is tried twice. Raises CallFailed. The timeouts of
+    requests bound each socket operation, not the whole: so a timer cuts the connection.
+    """
+    with _Deadline(seconds) as deadline:
+        try:
+            with session.request(
+                method,
+                url,
+                timeout=(CONNECT_SECONDS, seconds),
+                allow_redirects=False,
+                stream=True,
+                **kwargs,
+            ) as response:
+                body = response.raw.read(limit + 1, decode_content=False)
+                answer = Answer(
+                    response.status_code, response.headers, body[:limit], len(body) > limit
+                )
+        except _Unresolved as e:
+            raise CallFailed("dns", False) from e
+        except (
+            requests.RequestException,
+            urllib3.exceptions.HTTPError,
+            http.client.HTTPException,
+            OSError,
+            ValueError,
+        ) as e:
+            raise CallFailed(_kind(e, deadline), deadline.sent) from e
+        if deadline.expired:
+            raise CallFailed("timeout", True)  # a cut connection can look like the body's end
+        return answer
+
+
+def _kind(error, deadline):
+    if deadline.expired or isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError):
+        return "timeout"
+    if isinstance(error, requests.exceptions.SSLError):
+        return "tls"
+    if isinstance(error, ValueError) and not isinstance(error, OSError):
+        return "url"
+    return "connection" if deadline.sent else "connect"
+
+
+def new_session(pool_size=32):
+    """A pooled session that knows no proxies, `.netrc`, cookies or redirects."""
+    session = _Session()
+    session.trust_env = False
+    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+    # Compressed answers could grow without bound when unpacked
+    session.headers.update({"Accept-Encoding": "identity", "User-Agent": "otp-service"})
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, _Adapter(pool_connections=pool_size, pool_maxsize=pool_size))
+    return session
+
+
+class _Session(requests.Session):
+    def get_redirect_target(self, resp):
+        # Even unfollowed, requests would read a redirect's whole body to look for the next
+        return None
+
+
+class _Adapter(HTTPAdapter):
+    def init_poolmanager(self, *args, **kwargs):
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
+
+
+class _Unresolved(Exception):
+    pass
+
+
+class _Deadline:
+    """Cuts this thread's connection when the time is up."""
+
+    def __init__(self, seconds):
+        self.ends = time.monotonic() + seconds
+        self.expired = False
+        self.sent = False
+        self._connection = None
+        self._lock = threading.Lock()
+        self._timer = threading.Timer(seconds, self._expire)
+        self._timer.daemon = True
+
+    def __enter__(self):
+        _current.deadline = self
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_):
+        self._timer.cancel()
+        with self._lock:
+            self._connection = None
+        _current.deadline = None
+
+    def remaining(self):
+        return max(0.001, self.ends - time.monotonic())
+
+    def watch(self, connection):
+        with self._lock:
+            self._connection = connection
+            connection.deadline = self
+            if self.expired:
+                connection.cut()
+
+    def _expire(self):
+        with self._lock:
+            self.expired = True
+            # The pool may have lent the connection to another call by now
+            if self._connection is not None and self._connection.deadline is self:
+                self._connection.cut()
+
+
+class _Watched:
+    """A connection that the current deadline can cut at any moment, TLS handshake included."""
+
+    deadline = None
+    _handle = None  # a second descriptor of the socket: TLS takes the first one over
+
+    def _new_conn(self):
+        deadline = _current.deadline
+        error = None
+        for family, address in resolve(self._dns_host, self.port, deadline.remaining()):
+            sock = socket.socket(family, socket.SOCK_STREAM)
+            try:
+                for option in self.socket_options or ():
+                    sock.setsockopt(*option)
+                sock.settimeout(min(CONNECT_SECONDS, deadline.remaining()))
+                sock.connect(address)
+                self._handle = sock.dup()
+                deadline.watch(self)
+                return sock
+            except OSError as e:
+                sock.close()
+                error = e
+        raise urllib3.exceptions.NewConnectionError(self, f"cannot connect: {error}") from error
+
+    def request(self, *args, **kwargs):
+        if self.sock is not None:
+            _current.deadline.watch(self)
+        return super().request(*args, **kwargs)
+
+    def send(self, data):
+        if self.sock is None:
+            self.connect()
+        _current.deadline.sent = True
+        return super().send(data)
+
+    def cut(self):
+        try:
+            if self._handle is not None:
+                self._handle.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # closed by the peer already
+
+    def close(self):
+        super().close()
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            handle.close()
+
+
+class _HTTPConnection(_Watched, HTTPConnection):
+    pass
+
+
+class _HTTPSConnection(_Watched, HTTPSConnection):
+    pass
+
+
+class _HTTPPool(HTTPConnectionPool):
+    ConnectionCls = _HTTPConnection
+
+
+class _HTTPSPool(HTTPSConnectionPool):
+    ConnectionCls = _HTTPSConnection
+
+
+def resolve(host, port, seconds):
+    """The (family, address) pairs of `host`, found within `seconds`."""
+    host = host.strip("[]")
+    try:
+        version = ipaddress.ip_address(host).version
+        return [(socket.AF_INET if version == 4 else socket.AF_INET6, (host, port))]
+    except ValueError:
+        pass
+    found = queue.SimpleQueue()
+
+    def look_up():
+        try:
+            found.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except (OSError, UnicodeError) as e:
+            found.put(e)
+
+    # getaddrinfo has no time limit of its own: a slow one is left behind
+    threading.Thread(target=look_up, daemon=True).start()
+    try:
+        answers = found.get(timeout=seconds)
+    except queue.Empty:
+        raise _Unresolved("timed out") from None
+    if isinstance(answers, Exception):
+        raise _Unresolved(str(answers)) from answers
+    return [(family, address) for family, _, _, _, address in answers]

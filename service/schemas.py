@@ -1,0 +1,156 @@
+"""The shapes of what comes in and goes out; shape only, no queries."""
+
+import re
+from datetime import UTC, datetime
+
+from marshmallow import EXCLUDE, INCLUDE, Schema, ValidationError, fields, pre_load, validate
+
+from service.models import NUMBER_FORMATS
+
+MAX_ID = 2**31 - 1
+_SEPARATORS = str.maketrans("", "", " -.()\u00a0\t")
+
+
+def phone_digits(number):
+    """`number` as digits, a leading `+` or `00` and separators removed; 4 to 20 of them.
+
+    Raises ValidationError.
+    """
+    digits = number.translate(_SEPARATORS)
+    digits = digits[1:] if digits.startswith("+") else digits.removeprefix("00")
+    if not re.fullmatch(r"[0-9]{4,20}", digits):
+        raise ValidationError("must be a phone number in international form")
+    return digits
+
+
+class Digits(fields.Field):
+    """A whole number written in ASCII digits; `int()` alone takes `1_000` and `٣`."""
+
+    def __init__(self, low=0, high=MAX_ID, **kwargs):
+        super().__init__(**kwargs)
+        self.low, self.high = low, high
+
+    def _deserialize(self, value, attr, data, **kwargs):
+        if not re.fullmatch(r"-?[0-9]+", str(value)) or isinstance(value, bool):
+            raise ValidationError(f"{attr} must be an integer")
+        if len(str(value)) > 19 or not self.low <= int(value) <= self.high:
+            raise ValidationError(f"{attr} must be between {self.low} and {self.high}")
+        return int(value)
+
+
+class Text(fields.String):
+    """A string, or an integer taken as one; half a surrogate pair becomes U+FFFD."""
+
+    def _deserialize(self, value, attr, data, **kwargs):
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = str(value)
+        text = super()._deserialize(value, attr, data, **kwargs)
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+class Phone(Text):
+    """A phone number, as its digits."""
+
+    def _deserialize(self, value, attr, data, **kwargs):
+        return phone_digits(super()._deserialize(value, attr, data, **kwargs))
+
+
+class Moment(fields.Field):
+    """A time: ISO 8601 (UTC unless it says otherwise) or Unix seconds; aware UTC."""
+
+    def _deserialize(self, value, attr, data, **kwargs):
+        try:
+            if isinstance(value, int | float) or re.fullmatch(r"[0-9]{1,11}(\.[0-9]+)?", str(value)):
+                return datetime.fromtimestamp(float(value), UTC)
+            moment = datetime.fromisoformat(value)
+            return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+        except (ValueError, TypeError, OverflowError, OSError) as e:
+            raise ValidationError("must be a time in ISO 8601 or Unix seconds") from e
+
+
+class _Query(Schema):
+    """Query parameters: an empty one counts as missing, unknown ones are ignored."""
+
+    class Meta:
+        unknown = EXCLUDE
+
+    @pre_load
+    def drop_empty(self, data, **kwargs):
+        return {name: value for name, value in data.items() if value != ""}
+
+
+class GetNumberQuery(_Query):
+    """GET /api/get-number."""
+
+    country_id = Digits(required=True, error_messages={"required": "country_id is required"})
+    operator_id = Digits()
+    number_format = fields.String(
+        validate=validate.OneOf(
+            NUMBER_FORMATS, error=f"number_format must be one of {', '.join(NUMBER_FORMATS)}"
+        )
+    )
+
+
+class UserIdQuery(_Query):
+    """The `user_id` that goes with the system key."""
+
+    user_id = Digits(low=1)
+
+
+class CountrySchema(Schema):
+    """A country of the main server; unknown fields are kept."""
+
+    class Meta:
+        unknown = INCLUDE
+
+    id = fields.Integer(required=True, strict=True)
+    name = fields.String()
+    phone_code = Text(allow_none=True)
+
+
+class OperatorSchema(Schema):
+    """An operator of the main server; unknown fields are kept."""
+
+    class Meta:
+        unknown = INCLUDE
+
+    id = fields.Integer(required=True, strict=True, validate=validate.Range(0, MAX_ID))
+    name = fields.String(required=True, validate=validate.Length(max=255))
+    country_id = fields.Integer(strict=True, allow_none=True, validate=validate.Range(0, MAX_ID))
+
+
+class InitSchema(Schema):
+    """`data` of the main server's init."""
+
+    class Meta:
+        unknown = INCLUDE
+
+    countries = fields.List(fields.Nested(CountrySchema), required=True)
+    operators = fields.List(fields.Nested(OperatorSchema), required=True)
+
+
+class GrantSchema(Schema):
+    """`data` of the main server's get-number."""
+
+    class Meta:
+        unknown = EXCLUDE
+
+    phone_number = fields.String(required=True)
+
+
+class SmsSchema(Schema):
+    """One incoming SMS, whatever gateway it came from."""
+
+    class Meta:
+        unknown = EXCLUDE
+
+    phone_number = Phone(required=True)
+    sms_text = Text(required=True)
+    message_id = Text(load_default=None, allow_none=True, validate=validate.Length(max=255))
+    otp_code = Text(
+        load_default=None,
+        allow_none=True,
+        validate=validate.Regexp(r"(?a)[\w-]{0,32}\Z", error="must be up to 32 letters and digits"),
+    )
+    received_at = Moment(load_default=None, allow_none=True)
+    provider = Text(load_default=None, allow_none=True, validate=validate.Length(max=64))
