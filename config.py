@@ -128,8 +128,7 @@ class _Reader:
     def networks(self, name):
         try:
             return tuple(
-                ipaddress.ip_network(part)
-                for part in self.text(name, "").replace(",", " ").split()
+                ipaddress.ip_network(part) for part in self.text(name, "").replace(",", " ").split()
             )
         except ValueError as e:
             raise ConfigError(f"{name} must be CIDR networks: {e}") from e

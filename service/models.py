@@ -71,7 +71,9 @@ class UTCDateTime(TypeDecorator):
 # SQLite only numbers INTEGER keys by itself
 ID = BigInteger().with_variant(sqlite.INTEGER(), "sqlite")
 # Bytes compared as bytes: hashes and ids of others, which differ in case
-ASCII = String(64).with_variant(mysql.VARCHAR(64, charset="ascii", collation="ascii_bin"), "mysql", "mariadb")
+ASCII = String(64).with_variant(
+    mysql.VARCHAR(64, charset="ascii", collation="ascii_bin"), "mysql", "mariadb"
+)
 
 
 def utcnow():
@@ -197,7 +199,9 @@ class Message(db.Model):
     # The provider's name at that time; the main server has no row of its own
     provider: Mapped[str] = mapped_column(String(64))
     digits: Mapped[str] = mapped_column(String(20))
-    sms_text: Mapped[str] = mapped_column(Text().with_variant(mysql.MEDIUMTEXT(), "mysql", "mariadb"))
+    sms_text: Mapped[str] = mapped_column(
+        Text().with_variant(mysql.MEDIUMTEXT(), "mysql", "mariadb")
+    )
     otp_code: Mapped[str | None] = mapped_column(String(32))
     # What makes it a duplicate; None once its 10 minutes without a message id are over
     dedupe_key: Mapped[str | None] = mapped_column(ASCII, unique=True)
@@ -250,7 +254,9 @@ class UserSummary(_Counters, db.Model):
 
     __tablename__ = "user_summaries"
 
-    user_id: Mapped[int] = mapped_column(ForeignKey("users.id"), primary_key=True, autoincrement=False)
+    user_id: Mapped[int] = mapped_column(
+        ForeignKey("users.id"), primary_key=True, autoincrement=False
+    )
     day: Mapped[date] = mapped_column(Date, primary_key=True)
 
 
@@ -277,7 +283,8 @@ def count(user_id, at, **steps):
     """
     day = at.astimezone(UTC).date()
     if user_id is not None:
-        _add(UserSummary, {"user_id": user_id, "day": day}, steps)
+        own = {name: step for name, step in steps.items() if name in COUNTERS}
+        _add(UserSummary, {"user_id": user_id, "day": day}, own)
     _add(SystemSummary, {"day": day, "shard": random.randrange(SUMMARY_SHARDS)}, steps)
 
 
@@ -350,7 +357,12 @@ def set_up_sqlite(engine):
     @event.listens_for(engine, "connect")
     def _connect(connection, _record):
         connection.isolation_level = None  # the driver must not emit BEGIN itself
-        for pragma in ("busy_timeout=15000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        for pragma in (
+            "busy_timeout=15000",
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "foreign_keys=ON",
+        ):
             connection.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")

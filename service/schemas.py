@@ -60,7 +60,9 @@ class Moment(fields.Field):
 
     def _deserialize(self, value, attr, data, **kwargs):
         try:
-            if isinstance(value, int | float) or re.fullmatch(r"[0-9]{1,11}(\.[0-9]+)?", str(value)):
+            if isinstance(value, int | float) or re.fullmatch(
+                r"[0-9]{1,11}(\.[0-9]+)?", str(value)
+            ):
                 return datetime.fromtimestamp(float(value), UTC)
             moment = datetime.fromisoformat(value)
             return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)

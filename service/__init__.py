@@ -1,0 +1,45 @@
+"""Hands out phone numbers from a main server and delivers the OTPs that arrive for them."""
+
+from pathlib import Path
+
+from flask import Flask
+from werkzeug.middleware.proxy_fix import ProxyFix
+
+from config import Config
+from service import api, cli, logs, upstream, webhooks
+from service.models import db, migrate, set_up_sqlite
+
+MAX_BODY_BYTES = 256 * 2**10
+
+
+def create_app(config=None):
+    """The WSGI application, with the settings of `config` (default: the environment's)."""
+    config = config or Config.from_environment()
+    logs.configure(config.LOG_LEVEL)
+    app = Flask(__name__)
+    app.config.from_object(config)
+    app.config.update(MAX_CONTENT_LENGTH=MAX_BODY_BYTES, PROPAGATE_EXCEPTIONS=False)
+    app.json.sort_keys = False
+    logs.hide(config.SYSTEM_API_KEY)
+    if hops := config.TRUSTED_PROXIES:
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops)
+
+    db.init_app(app)
+    migrate.init_app(app, db, directory=str(Path(__file__).with_name("migrations")))
+    with app.app_context():
+        if db.engine.dialect.name == "sqlite":
+            set_up_sqlite(db.engine)
+    upstream.init_app(app)
+    webhooks.init_app(app)
+
+    app.register_blueprint(api.bp)
+    app.register_error_handler(Exception, api.answer_error)
+    app.after_request(api.no_store)
+    app.after_request(_tell_request_id)
+    cli.init_app(app)
+    return app
+
+
+def _tell_request_id(response):
+    response.headers["X-Request-ID"] = logs.request_id()
+    return response

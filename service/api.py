@@ -1,0 +1,165 @@
+"""The JSON API: init, get_number and ingest."""
+
+import logging
+
+from flask import Blueprint, current_app, jsonify, request
+from marshmallow import ValidationError
+from sqlalchemy import select
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+
+from service import assignment, auth, gateways, ingestion, upstream
+from service.errors import (
+    ApiError,
+    BadRequest,
+    InvalidApiKey,
+    InvalidIngestKey,
+    MainServerRefused,
+    MissingCredentials,
+    ServiceFetchFailed,
+    SystemConfigurationError,
+    UnableToGetNumber,
+    Unauthorized,
+)
+from service.logs import event
+from service.models import Provider, db, release, sha256
+from service.schemas import GetNumberQuery
+
+log = logging.getLogger(__name__)
+bp = Blueprint("api", __name__, url_prefix="/api")
+
+
+def keyed(rule, **options):
+    """Route `rule` with the key as its last part, and without it for a key in the headers."""
+
+    def decorate(view):
+        bp.add_url_rule(
+            f"{rule}/", view_func=view, defaults={"key": None}, strict_slashes=False, **options
+        )
+        bp.add_url_rule(f"{rule}/<key>", view_func=view, **options)
+        return view
+
+    return decorate
+
+
+@keyed("/init")
+def init(key):
+    """The countries and operators of the main server."""
+    if not current_app.config["SYSTEM_API_KEY"] or not current_app.config["MAIN_SERVER_URL"]:
+        raise SystemConfigurationError
+    try:
+        auth.require_key(key)
+    except (MissingCredentials, InvalidApiKey) as e:
+        raise Unauthorized from e
+    release()
+    try:
+        return success(upstream.init())
+    except upstream.Refused as e:
+        if e.message is None:
+            raise ServiceFetchFailed from e
+        raise MainServerRefused(e.status, e.message) from e
+    except upstream.UpstreamError as e:
+        raise ServiceFetchFailed from e
+
+
+@keyed("/get-number")
+def get_number(key):
+    """A number from the main server, assigned to the user."""
+    if request.method != "GET" or "prefetch" in _purpose():
+        raise MethodNotAllowed(["GET"])  # a HEAD or a prefetch must not cost a number
+    user = auth.calling_user(key)
+    auth.require_active_manager(user)
+    query = load_query(GetNumberQuery())
+    number_format = query.get("number_format") or user.number_format or "full"
+    row = assignment.get_number(
+        user, query["country_id"], query.get("operator_id"), number_format, _idempotency_key()
+    )
+    return success(
+        {
+            "phone_number": assignment.present(row, number_format),
+            "id": row.id,
+            "country_id": row.country_id,
+            "operator_id": row.operator_id,
+        }
+    )
+
+
+@keyed("/ingest", methods=["POST"])
+def ingest(key):
+    """An SMS from the main server or a gateway."""
+    key = auth.given_key(key)
+    if key is None:
+        raise InvalidIngestKey
+    if auth.is_system_key(key):
+        sms = gateways.main_server(request, current_app.config["MAIN_SERVER_WEBHOOK_SECRET"])
+        return success(ingestion.ingest(sms, sms.provider or "main-server", source="system"))
+    provider = db.session.scalar(select(Provider).where(Provider.key_hash == sha256(key)))
+    if provider is None or not provider.active:
+        raise InvalidIngestKey
+    release()
+    sms = gateways.FORMATS[provider.format](request, provider.secret)
+    return success(ingestion.ingest(sms, provider.name, source=f"provider {provider.id}"))
+
+
+def success(data):
+    return {"status": "success", "data": data}
+
+
+def load_query(schema):
+    """The query string as `schema` has it; raises BadRequest naming the first bad parameter."""
+    errors = {
+        name: [f"{name} was given more than once"]
+        for name in schema.fields
+        if len(request.args.getlist(name)) > 1
+    }
+    try:
+        loaded = schema.load(request.args.to_dict())
+    except ValidationError as e:
+        errors = e.normalized_messages() | errors
+    if errors:
+        first = next(name for name in schema.fields if name in errors)
+        raise BadRequest(errors[first][0], errors=errors)
+    return loaded
+
+
+def _purpose():
+    names = ("Sec-Purpose", "Purpose", "X-Purpose", "X-Moz")
+    return " ".join(request.headers.get(name, "") for name in names).lower()
+
+
+def _idempotency_key():
+    key = request.headers.get("Idempotency-Key") or None
+    if key and len(key) > 255:
+        raise BadRequest("Idempotency-Key must be at most 255 characters")
+    return key
+
+
+# --- answers ------------------------------------------------------------------------------
+
+# What is said when an endpoint meets an error that nobody foresaw
+UNFORESEEN = {"api.get_number": UnableToGetNumber}
+
+
+def answer_error(error):
+    """Any exception of a request under /api as the documented JSON."""
+    if isinstance(error, HTTPException):
+        if not request.path.startswith("/api"):
+            return error
+        response = error.get_response()
+        body = jsonify(status="error", message=error.description or error.name)
+        response.data, response.content_type = body.data, body.content_type
+        return response
+    if not isinstance(error, ApiError):
+        event(log, "unexpected_error", logging.ERROR, exc_info=True)
+        error = UNFORESEEN.get(request.endpoint, ApiError)()
+    elif error.status >= 500:
+        event(log, "request_failed", logging.WARNING, exc_info=True)
+    body = {"status": "error", "message": error.message}
+    if error.errors:
+        body["errors"] = error.errors
+    return body, error.status, error.headers
+
+
+def no_store(response):
+    if request.path.startswith("/api"):
+        response.headers["Cache-Control"] = "no-store"
+    return response

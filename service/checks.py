@@ -1,0 +1,86 @@
+"""What `flask doctor` looks at; each check yields a sentence about what is wrong."""
+
+import os
+
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from flask import current_app
+from sqlalchemy import func, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from service import upstream
+from service.logs import describe
+from service.models import Delivery, db, release, utcnow
+
+
+def run():
+    """The sentences of all checks; empty when all is well."""
+    return [sentence for check in CHECKS for sentence in check()]
+
+
+def main_server():
+    """Asks the main server for its countries: a real call with the real key."""
+    try:
+        upstream.init()
+    except upstream.NotConfigured:
+        for name in ("MAIN_SERVER_URL", "SYSTEM_API_KEY"):
+            if not current_app.config[name]:
+                yield f"{name} is not set"
+    except upstream.Refused as e:
+        wrong = " (is SYSTEM_API_KEY wrong?)" if e.status in (401, 403) else ""
+        yield f"the main server answered {e.status}{wrong}"
+    except upstream.UpstreamError as e:
+        yield f"the main server cannot be used: {type(e).__name__}: {e}"
+
+
+def secret_key():
+    if not current_app.config["SECRET_KEY"]:
+        yield "SECRET_KEY is not set"
+
+
+def schema():
+    """The database answers, and its schema is this version's."""
+    try:
+        if not schema_is_current():
+            yield "the database schema is not current: run `flask db upgrade`"
+    except SQLAlchemyError as e:
+        yield f"the database does not answer: {describe(e)}"
+
+
+def schema_is_current():
+    """Whether the last migration has run; raises SQLAlchemyError when the database is away."""
+    script = ScriptDirectory(current_app.extensions["migrate"].directory)
+    try:
+        found = MigrationContext.configure(db.session.connection()).get_current_heads()
+    finally:
+        release()
+    return set(found) == set(script.get_heads())
+
+
+def lasting_disk():
+    """A PaaS dyno's disk is thrown away with the dyno (DYNO: Heroku and its like)."""
+    if db.engine.dialect.name == "sqlite" and os.environ.get("DYNO"):
+        yield "the database is SQLite on a disk that this platform throws away: set DATABASE_URL"
+
+
+def due_deliveries():
+    """Nothing retries a webhook in this process: what is long due waits for somebody."""
+    try:
+        due = db.session.scalar(
+            select(func.count())
+            .select_from(Delivery)
+            .where(
+                Delivery.state == "pending",
+                Delivery.next_attempt_at <= utcnow(),
+                (Delivery.leased_until.is_(None)) | (Delivery.leased_until <= utcnow()),
+            )
+        )
+    except SQLAlchemyError:
+        return  # schema() says so
+    finally:
+        db.session.rollback()
+    if due:
+        yield f"{due} webhook deliveries are due and no worker takes them"
+
+
+CHECKS = (main_server, secret_key, schema, lasting_disk, due_deliveries)

@@ -1,0 +1,87 @@
+"""Taking in an SMS: duplicates, whose it is, its code, and the webhook that it fires."""
+
+import logging
+from datetime import timedelta
+
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+
+from service import otp, webhooks
+from service.logs import event
+from service.models import Delivery, Message, PhoneNumber, User, count, db, sha256, transact, utcnow
+
+log = logging.getLogger(__name__)
+DUPLICATE_WINDOW = timedelta(minutes=10)
+
+
+def ingest(sms, provider, source):
+    """Store `sms`, then deliver its webhook; the answer's `data`.
+
+    `provider` is the name that users see, `source` what tells message ids of one gateway from
+    another's. The SMS and its delivery are committed together before the receiver is called.
+    """
+    while True:
+        try:
+            message, delivery, duplicate = transact(lambda: _store(sms, provider, source))
+            break
+        except IntegrityError:
+            continue  # the same SMS at the same moment: this time it is found
+    event(
+        log, "sms_duplicate" if duplicate else "sms_stored", message_id=message.id,
+        user_id=message.user_id, provider=provider, otp=message.otp_code is not None,
+    )  # fmt: skip
+    state = delivery.state if delivery else "none"
+    if delivery and not duplicate:
+        state = webhooks.deliver(delivery)
+    return {
+        "id": message.id,
+        "matched": message.phone_number_id is not None,
+        "duplicate": duplicate,
+        "otp_code": message.otp_code,
+        "webhook": state if state in ("delivered", "none") else "pending",
+    }
+
+
+def _store(sms, provider, source):
+    """(message, delivery or None, whether it was here already), in one transaction."""
+    now = utcnow()
+    if sms.message_id:
+        dedupe_key = sha256("id", source, sms.message_id)
+    else:
+        dedupe_key = sha256("text", sms.digits, sms.sms_text)
+    first = db.session.scalar(select(Message).where(Message.dedupe_key == dedupe_key))
+    if first and (sms.message_id or first.created_at > now - DUPLICATE_WINDOW):
+        delivery = db.session.scalar(
+            select(Delivery).where(Delivery.message_id == first.id).order_by(Delivery.id).limit(1)
+        )
+        return first, delivery, True
+    if first:
+        first.dedupe_key = None
+        db.session.flush()
+
+    received_at = min(sms.received_at or now, now)
+    number = PhoneNumber.holding(sms.digits, received_at)
+    message = Message(
+        user_id=number and number.user_id,
+        phone_number_id=number and number.id,
+        provider=provider,
+        digits=sms.digits,
+        sms_text=sms.sms_text,
+        otp_code=sms.otp_code or otp.extract(sms.sms_text),
+        dedupe_key=dedupe_key,
+        received_at=received_at,
+        created_at=now,
+    )
+    db.session.add(message)
+    db.session.flush()
+    has_code = message.otp_code is not None
+    if number is None:
+        count(None, now, sms=1, otps=int(has_code), unmatched=1)
+        return message, None, False
+    count(number.user_id, now, sms=1, otps=int(has_code))
+    delivery = None
+    if has_code and db.session.get(User, number.user_id).webhook_url:
+        delivery = webhooks.queue(message)
+        db.session.add(delivery)
+        db.session.flush()
+    return message, delivery, False
