@@ -291,7 +291,7 @@ def count(user_id, at, **steps):
 def _add(model, key, steps):
     """Add to a summary row, made where it is missing: exact under concurrency."""
     columns = model.__table__.c
-    zeros = {name: 0 for name in columns.keys() if name not in key}
+    zeros = {column.name: 0 for column in columns if column.name not in key}
     upsert(model, key, zeros | steps, {name: columns[name] + step for name, step in steps.items()})
 
 

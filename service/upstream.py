@@ -48,7 +48,7 @@ class NotTheContract(UpstreamError):
 
 
 class Refused(UpstreamError):
-    """The main server answered an error: its `status` and its `message` (None where it gave none)."""
+    """The main server answered an error: its `status`, and its `message` or None."""
 
     def __init__(self, status, message):
         super().__init__(f"{status} {message}")

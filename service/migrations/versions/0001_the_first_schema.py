@@ -1,8 +1,8 @@
 """The first schema
 
-Revision ID: d950cd060231
+Revision ID: 0001
 Revises: 
-Create Date: 2026-11-24 09:47:06.530152
+Create Date: 2026-11-24 09:48:23.024643
 
 """
 from alembic import op
@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 
 # revision identifiers, used by Alembic.
-revision = 'd950cd060231'
+revision = '0001'
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -22,7 +22,7 @@ def upgrade():
     sa.Column('id', sa.BigInteger().with_variant(sa.INTEGER(), 'sqlite'), autoincrement=False, nullable=False),
     sa.Column('name', sa.String(length=255), nullable=False),
     sa.Column('country_id', sa.Integer(), nullable=True),
-    sa.Column('updated_at', service.models.UTCDateTime(), nullable=False),
+    sa.Column('updated_at', sa.DateTime().with_variant(mysql.DATETIME(fsp=6), 'mysql', 'mariadb'), nullable=False),
     sa.PrimaryKeyConstraint('id', name=op.f('pk_operators'))
     )
     op.create_table('providers',
@@ -32,7 +32,7 @@ def upgrade():
     sa.Column('key_hash', sa.String(length=64).with_variant(mysql.VARCHAR(charset='ascii', collation='ascii_bin', length=64), 'mariadb').with_variant(mysql.VARCHAR(charset='ascii', collation='ascii_bin', length=64), 'mysql'), nullable=False),
     sa.Column('secret', sa.String(length=512), nullable=True),
     sa.Column('active', sa.Boolean(), nullable=False),
-    sa.Column('created_at', service.models.UTCDateTime(), nullable=False),
+    sa.Column('created_at', sa.DateTime().with_variant(mysql.DATETIME(fsp=6), 'mysql', 'mariadb'), nullable=False),
     sa.PrimaryKeyConstraint('id', name=op.f('pk_providers')),
     sa.UniqueConstraint('key_hash', name=op.f('uq_providers_key_hash')),
     sa.UniqueConstraint('name', name=op.f('uq_providers_name'))
@@ -59,7 +59,7 @@ def upgrade():
     sa.Column('daily_limit', sa.Integer(), nullable=True),
     sa.Column('webhook_url', sa.String(length=2048), nullable=True),
     sa.Column('webhook_secret', sa.String(length=512), nullable=False),
-    sa.Column('created_at', service.models.UTCDateTime(), nullable=False),
+    sa.Column('created_at', sa.DateTime().with_variant(mysql.DATETIME(fsp=6), 'mysql', 'mariadb'), nullable=False),
     sa.ForeignKeyConstraint(['manager_id'], ['users.id'], name=op.f('fk_users_manager_id')),
     sa.PrimaryKeyConstraint('id', name=op.f('pk_users')),
     sa.UniqueConstraint('key_hash', name=op.f('uq_users_key_hash'))
@@ -73,8 +73,8 @@ def upgrade():
     sa.Column('operator_id', sa.Integer(), nullable=True),
     sa.Column('phone_code', sa.String(length=8), nullable=True),
     sa.Column('idempotency_hash', sa.String(length=64).with_variant(mysql.VARCHAR(charset='ascii', collation='ascii_bin', length=64), 'mariadb').with_variant(mysql.VARCHAR(charset='ascii', collation='ascii_bin', length=64), 'mysql'), nullable=True),
-    sa.Column('requested_at', service.models.UTCDateTime(), nullable=False),
-    sa.Column('assigned_at', service.models.UTCDateTime(), nullable=True),
+    sa.Column('requested_at', sa.DateTime().with_variant(mysql.DATETIME(fsp=6), 'mysql', 'mariadb'), nullable=False),
+    sa.Column('assigned_at', sa.DateTime().with_variant(mysql.DATETIME(fsp=6), 'mysql', 'mariadb'), nullable=True),
     sa.ForeignKeyConstraint(['user_id'], ['users.id'], name=op.f('fk_phone_numbers_user_id')),
     sa.PrimaryKeyConstraint('id', name=op.f('pk_phone_numbers')),
     sa.UniqueConstraint('user_id', 'idempotency_hash', name=op.f('uq_phone_numbers_user_id_idempotency_hash'))
@@ -103,8 +103,8 @@ def upgrade():
     sa.Column('sms_text', sa.Text().with_variant(mysql.MEDIUMTEXT(), 'mariadb').with_variant(mysql.MEDIUMTEXT(), 'mysql'), nullable=False),
     sa.Column('otp_code', sa.String(length=32), nullable=True),
     sa.Column('dedupe_key', sa.String(length=64).with_variant(mysql.VARCHAR(charset='ascii', collation='ascii_bin', length=64), 'mariadb').with_variant(mysql.VARCHAR(charset='ascii', collation='ascii_bin', length=64), 'mysql'), nullable=True),
-    sa.Column('received_at', service.models.UTCDateTime(), nullable=False),
-    sa.Column('created_at', service.models.UTCDateTime(), nullable=False),
+    sa.Column('received_at', sa.DateTime().with_variant(mysql.DATETIME(fsp=6), 'mysql', 'mariadb'), nullable=False),
+    sa.Column('created_at', sa.DateTime().with_variant(mysql.DATETIME(fsp=6), 'mysql', 'mariadb'), nullable=False),
     sa.ForeignKeyConstraint(['phone_number_id'], ['phone_numbers.id'], name=op.f('fk_messages_phone_number_id')),
     sa.ForeignKeyConstraint(['user_id'], ['users.id'], name=op.f('fk_messages_user_id')),
     sa.PrimaryKeyConstraint('id', name=op.f('pk_messages')),
@@ -122,12 +122,12 @@ def upgrade():
     sa.Column('body', sa.LargeBinary(length=1048576), nullable=False),
     sa.Column('state', sa.String(length=16), nullable=False),
     sa.Column('attempts', sa.Integer(), nullable=False),
-    sa.Column('next_attempt_at', service.models.UTCDateTime(), nullable=True),
+    sa.Column('next_attempt_at', sa.DateTime().with_variant(mysql.DATETIME(fsp=6), 'mysql', 'mariadb'), nullable=True),
     sa.Column('lease', sa.String(length=64).with_variant(mysql.VARCHAR(charset='ascii', collation='ascii_bin', length=64), 'mariadb').with_variant(mysql.VARCHAR(charset='ascii', collation='ascii_bin', length=64), 'mysql'), nullable=True),
-    sa.Column('leased_until', service.models.UTCDateTime(), nullable=True),
+    sa.Column('leased_until', sa.DateTime().with_variant(mysql.DATETIME(fsp=6), 'mysql', 'mariadb'), nullable=True),
     sa.Column('last_result', sa.String(length=64), nullable=True),
-    sa.Column('created_at', service.models.UTCDateTime(), nullable=False),
-    sa.Column('delivered_at', service.models.UTCDateTime(), nullable=True),
+    sa.Column('created_at', sa.DateTime().with_variant(mysql.DATETIME(fsp=6), 'mysql', 'mariadb'), nullable=False),
+    sa.Column('delivered_at', sa.DateTime().with_variant(mysql.DATETIME(fsp=6), 'mysql', 'mariadb'), nullable=True),
     sa.ForeignKeyConstraint(['message_id'], ['messages.id'], name=op.f('fk_deliveries_message_id')),
     sa.ForeignKeyConstraint(['user_id'], ['users.id'], name=op.f('fk_deliveries_user_id')),
     sa.PrimaryKeyConstraint('id', name=op.f('pk_deliveries')),
