@@ -1,0 +1,26 @@
+"""How gunicorn serves the app: `gunicorn wsgi:app`; the numbers come from the settings."""
+
+from config import Config
+from service import logs
+
+settings = Config.from_environment()
+
+bind = f"0.0.0.0:{settings.PORT}"
+worker_class = "gthread"
+workers = settings.WEB_CONCURRENCY
+threads = settings.THREADS
+# A call waits for the main server, or for a webhook's receiver, and then answers
+timeout = int(2 * settings.UPSTREAM_TIMEOUT + settings.WEBHOOK_TIMEOUT) + 30
+graceful_timeout = timeout
+# Longer than a PaaS router keeps its connections, so that it is never us who closes one
+keepalive = 95
+max_requests = 10000
+max_requests_jitter = 1000
+control_socket_disable = True
+
+accesslog = "-"
+# No query string: its values are the users'; keys in the path are masked by the formatter
+access_log_format = (
+    'event=request method=%(m)s path="%(U)s" status=%(s)s us=%(D)s id=%({x-request-id}o)s'
+)
+logconfig_dict = logs.dict_config(settings.LOG_LEVEL)

@@ -1,0 +1,163 @@
+"""`flask demo`: sandbox main server, service and webhook receiver together on this machine."""
+
+import json
+import queue
+import tempfile
+import threading
+from pathlib import Path
+
+import click
+import requests
+from flask import Flask, request
+from flask_migrate import upgrade
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+from config import Config
+from service import create_app, webhooks
+from service.models import User, db, new_key, sha256, transact
+from service.sandbox import create_sandbox
+
+
+def run(once, port):
+    """Start all three; returns the exit status. `once` makes one round trip, then stops."""
+    with tempfile.TemporaryDirectory(prefix="otp-demo-") as folder:
+        demo = _Demo(Path(folder), 0 if once else port)
+        try:
+            if once:
+                return demo.round_trip()
+            demo.explain()
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            click.echo("stopped")
+        finally:
+            demo.stop()
+    return 0
+
+
+class _Demo:
+    def __init__(self, folder, port):
+        self.servers = []
+        self.received = queue.Queue()
+        self.system_key = new_key("system")
+        main_secret = webhooks.new_secret()
+        self.webhook_secret = webhooks.new_secret()
+        sandbox = create_sandbox(self.system_key, webhook_secret=main_secret)
+        self.main_server = self.serve(sandbox)
+        self.receiver = self.serve(self.create_receiver())
+        app = create_app(
+            Config(
+                {
+                    "DATABASE_URL": f"sqlite:///{folder / 'demo.sqlite3'}",
+                    "MAIN_SERVER_URL": self.main_server,
+                    "SYSTEM_API_KEY": self.system_key,
+                    "MAIN_SERVER_WEBHOOK_SECRET": main_secret,
+                    "SECRET_KEY": new_key("secret"),
+                    "WEBHOOK_REQUIRE_HTTPS": "0",
+                    "WEBHOOK_ALLOWED_NETWORKS": "127.0.0.0/8",
+                    "LOG_LEVEL": "WARNING",
+                }
+            )
+        )
+        with app.app_context():
+            upgrade()
+            self.api_key = self.add_user()
+        self.url = self.serve(app, port)
+        sandbox.config["DELIVER_TO"] = f"{self.url}/api/ingest/{self.system_key}"
+
+    def serve(self, app, port=0):
+        """Serve `app` in threads of this process; its base URL."""
+        server = make_server("127.0.0.1", port, app, threaded=True, request_handler=_Quiet)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        self.servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}"
+
+    def stop(self):
+        for server in self.servers:
+            server.shutdown()
+            server.server_close()
+
+    def create_receiver(self):
+        """What a user's own server would do: check the signature, take the code."""
+        receiver = Flask("receiver")
+
+        @receiver.post("/webhook")
+        def webhook():
+            body = request.get_data()
+            good = webhooks.verify(self.webhook_secret, request.headers, body)
+            self.received.put((good, body))
+            click.echo(
+                f"  webhook received, signature {'good' if good else 'BAD'}: {body.decode()}"
+            )
+            return "", 204 if good else 400
+
+        return receiver
+
+    def add_user(self):
+        key = new_key("usr")
+
+        def add():
+            user = User(name="demo", key_hash=sha256(key), webhook_secret=self.webhook_secret)
+            user.webhook_url = f"{self.receiver}/webhook"
+            db.session.add(user)
+
+        transact(add)
+        return key
+
+    def explain(self):
+        click.echo(
+            f"""
+The service:      {self.url}
+The main server:  {self.main_server} (sandbox)
+The webhook goes: {self.receiver}/webhook (printed here when it comes)
+Your API key:     {self.api_key}
+
+Paste these into another terminal:
+
+  curl '{self.url}/api/init/{self.api_key}'
+  curl '{self.url}/api/get-number/{self.api_key}?country_id=2'
+  curl '{self.main_server}/sms' -d 'phone_number=THE_NUMBER' -d 'sms_text=Your code is 123456'
+
+(the second gives THE_NUMBER, without its "+" here.) Ctrl-C stops it all.
+"""
+        )
+
+    def round_trip(self):
+        """Number, SMS, webhook, each checked; 0 when all came out right."""
+        code = "493817"
+        call = requests.Session()
+        call.trust_env = False
+
+        data = call.get(f"{self.url}/api/init/{self.api_key}", timeout=30).json()["data"]
+        click.echo(
+            f"1. init: {len(data['countries'])} countries, {len(data['operators'])} operators"
+        )
+
+        url = f"{self.url}/api/get-number/{self.api_key}"
+        number = call.get(url, params={"country_id": 2}, timeout=30).json()["data"]["phone_number"]
+        click.echo(f"2. get-number: {number}")
+
+        sms = {"phone_number": number, "sms_text": f"Your code is {code}"}
+        sent = call.post(f"{self.main_server}/sms", json=sms, timeout=30).json()
+        answer = sent["data"]["answers"][0]["data"]
+        click.echo(f"3. SMS sent; the service answered {json.dumps(answer)}")
+
+        try:
+            good, body = self.received.get(timeout=30)
+        except queue.Empty:
+            click.echo("4. no webhook came")
+            return 1
+        expected = {
+            "event": "otp_received",
+            "data": {"phone_number": number, "otp_code": code, "provider": "sandbox"}
+            | {"sms_text": sms["sms_text"]},
+        }
+        if not good or json.loads(body) != expected or answer["webhook"] != "delivered":
+            click.echo("4. the webhook is not what was expected")
+            return 1
+        click.echo("4. webhook: delivered, signed, and exactly as documented")
+        return 0
+
+
+class _Quiet(WSGIRequestHandler):
+    def log_request(self, *_):
+        pass
