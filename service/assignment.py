@@ -210,6 +210,7 @@ def _assign(row, grant, phone_code):
     )
     if taken.rowcount != 1:
         raise LookupError("another call with the same Idempotency-Key has filled the row")
+    db.session.refresh(row)
     count(row.user_id, now, numbers=1)
     _sync_operators(grant.operators, now)
 

@@ -1,0 +1,103 @@
+"""Fixtures: an app on a migrated SQLite file of its own, and factories for its records."""
+
+import shutil
+import socket
+from types import SimpleNamespace
+
+import pytest
+from flask_migrate import upgrade
+
+from config import Config
+from service import create_app, webhooks
+from service.models import Provider, User, db, new_key, sha256, transact
+
+SYSTEM_KEY = "system-key-of-the-tests"
+MAIN = "http://main.test"
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Nothing leaves this machine."""
+    connect = socket.socket.connect
+
+    def local_only(self, address):
+        if self.family != socket.AF_UNIX and not address[0].startswith(("127.", "::1")):
+            raise AssertionError(f"a test called {address}")
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", local_only)
+
+
+@pytest.fixture(scope="session")
+def migrated_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("db") / "migrated.sqlite3"
+    app = create_app(Config({"DATABASE_URL": f"sqlite:///{path}"}))
+    with app.app_context():
+        upgrade()
+        db.engine.dispose()
+    return path
+
+
+@pytest.fixture
+def make_app(migrated_file, tmp_path):
+    """Make the app; keywords are environment variables."""
+    path = tmp_path / "test.sqlite3"
+    shutil.copy(migrated_file, path)
+    apps = []
+
+    def make(**env):
+        defaults = {
+            "DATABASE_URL": f"sqlite:///{path}",
+            "MAIN_SERVER_URL": MAIN,
+            "SYSTEM_API_KEY": SYSTEM_KEY,
+            "SECRET_KEY": "tests",
+            "WEBHOOK_REQUIRE_HTTPS": "0",
+            "WEBHOOK_ALLOWED_NETWORKS": "127.0.0.0/8",
+        }
+        env = {name: str(value) for name, value in (defaults | env).items()}
+        apps.append(create_app(Config(env)))
+        return apps[-1]
+
+    yield make
+    for app in apps:
+        with app.app_context():
+            db.engine.dispose()
+
+
+@pytest.fixture
+def app(make_app):
+    return make_app()
+
+
+@pytest.fixture
+def client(app):
+    return app.test_client()
+
+
+@pytest.fixture
+def make_user(app):
+    """Add a user; keywords are columns. Gives `id`, `key` and `secret`."""
+
+    def make(**columns):
+        key, secret = new_key("usr"), webhooks.new_secret()
+        defaults = {"name": "Ann", "key_hash": sha256(key), "webhook_secret": secret}
+        with app.app_context():
+            user = User(**(defaults | columns))
+            transact(lambda: db.session.add(user))
+            return SimpleNamespace(id=user.id, key=key, secret=secret)
+
+    return make
+
+
+@pytest.fixture
+def make_provider(app):
+    """Add a provider; gives its ingest path."""
+
+    def make(name="gw", format="generic", **columns):
+        key = new_key("ing")
+        with app.app_context():
+            provider = Provider(name=name, format=format, key_hash=sha256(key), **columns)
+            transact(lambda: db.session.add(provider))
+        return f"/api/ingest/{key}"
+
+    return make

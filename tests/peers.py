@@ -1,0 +1,71 @@
+"""Real servers for the tests, on loopback: one that answers as told, one that speaks raw bytes."""
+
+import contextlib
+import socket
+import threading
+
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+from service.sandbox import create_sandbox
+from tests.conftest import SYSTEM_KEY
+
+
+class _Quiet(WSGIRequestHandler):
+    def log_request(self, *_):
+        pass
+
+
+@contextlib.contextmanager
+def serving(wsgi_app):
+    """Serve `wsgi_app` while the block runs; gives its base URL."""
+    server = make_server("127.0.0.1", 0, wsgi_app, threaded=True, request_handler=_Quiet)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@contextlib.contextmanager
+def raw_server(talk):
+    """Call `talk(connection, stopped)` in a thread for each connection; gives the base URL."""
+    stopped = threading.Event()
+    threads = []
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def run(connection):
+        with connection, contextlib.suppress(OSError):
+            talk(connection, stopped)
+
+    def accept():
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            if stopped.is_set():
+                connection.close()
+                return
+            threads.append(threading.Thread(target=run, args=(connection,)))
+            threads[-1].start()
+
+    accepting = threading.Thread(target=accept)
+    accepting.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        stopped.set()
+        with contextlib.suppress(OSError):
+            socket.create_connection(listener.getsockname()).close()
+        accepting.join()
+        listener.close()
+        for thread in threads:
+            thread.join()
+
+
+def sandbox(**options):
+    """The sandbox main server, with the tests' system key."""
+    return serving(create_sandbox(SYSTEM_KEY, **options))
