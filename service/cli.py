@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import click
 from flask import current_app
-from flask.cli import AppGroup
+from flask.cli import AppGroup, with_appcontext
 from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 
@@ -53,19 +53,6 @@ def show(data, as_json):
         click.echo("none")
 
 
-class WebhookUrl(click.ParamType):
-    """An http(s) URL with a host and no credentials; `none` where an option allows it."""
-
-    name = "url"
-
-    def convert(self, value, param, ctx):
-        if value == "none":
-            return value
-        if problem := url_problem(value):
-            self.fail(problem, param, ctx)
-        return value
-
-
 def url_problem(url):
     """What is wrong with `url` as a webhook URL, in a sentence; None when nothing is."""
     try:
@@ -82,27 +69,22 @@ def url_problem(url):
     return None
 
 
-class UserId(click.ParamType):
-    """The id of a user that exists; `none` where an option allows it."""
-
-    name = "id"
-
-    def convert(self, value, param, ctx):
-        if value == "none":
-            return value
-        if not str(value).isdecimal() or db.session.get(User, int(str(value)[:18])) is None:
-            self.fail(f"there is no user {value}", param, ctx)
-        return int(value)
+def find_user(user_id):
+    """The user with that id, as typed; raises BadParameter."""
+    user = user_id.isdecimal() and db.session.get(User, int(user_id[:18]))
+    if not user:
+        raise click.BadParameter(f"there is no user {user_id}")
+    return user
 
 
 def user_options(command):
     """The settings of a user, the same for `add` and `set`."""
     for option in (
         click.option(
-            "--manager", type=UserId(), help="The manager's user id; `none` for no manager."
+            "--manager", metavar="ID", help="The manager's user id; `none` for no manager."
         ),
         click.option(
-            "--webhook-url", type=WebhookUrl(), help="Where OTPs are POSTed; `none` for nowhere."
+            "--webhook-url", metavar="URL", help="Where OTPs are POSTed; `none` for nowhere."
         ),
         click.option("--number-format", type=click.Choice(NUMBER_FORMATS)),
         click.option("--daily-limit", type=click.IntRange(0, 2**31 - 1), help="Numbers a UTC day."),
@@ -112,9 +94,11 @@ def user_options(command):
 
 
 def apply(user, manager, webhook_url, number_format, daily_limit):
-    """Write the options that were given to `user`."""
+    """Write the options that were given to `user`; raises BadParameter."""
+    if webhook_url not in (None, "none") and (problem := url_problem(webhook_url)):
+        raise click.BadParameter(problem, param_hint="--webhook-url")
     given = {
-        "manager_id": manager,
+        "manager_id": manager if manager in (None, "none") else find_user(manager).id,
         "webhook_url": webhook_url,
         "number_format": number_format,
         "daily_limit": daily_limit,
@@ -165,7 +149,7 @@ def users_add(name, pending, inactive, as_json, **options):
 
 
 @users.command("set")
-@click.argument("user_id", metavar="ID", type=UserId())
+@click.argument("user_id", metavar="ID")
 @click.option("--active/--inactive", default=None)
 @click.option("--approved/--pending", default=None)
 @user_options
@@ -174,7 +158,7 @@ def users_set(user_id, active, approved, as_json, **options):
     """Change a user."""
 
     def change():
-        user = db.session.get(User, user_id)
+        user = find_user(user_id)
         user.active = user.active if active is None else active
         user.approved = user.approved if approved is None else approved
         apply(user, **options)
@@ -191,17 +175,18 @@ def users_list(as_json):
 
 
 @users.command("rotate-key")
-@click.argument("user_id", metavar="ID", type=UserId())
+@click.argument("user_id", metavar="ID")
 @as_json
 def users_rotate_key(user_id, as_json):
     """Give a user a new API key, shown this once; the old one stops working at once."""
     key = new_key("usr")
 
     def rotate():
-        db.session.get(User, user_id).key_hash = sha256(key)
+        user = find_user(user_id)
+        user.key_hash = sha256(key)
+        return user
 
-    transact(rotate)
-    show({"id": user_id, "api_key": key}, as_json)
+    show({"id": transact(rotate).id, "api_key": key}, as_json)
 
 
 def provider_row(provider):
@@ -269,6 +254,7 @@ def providers_disable(provider, as_json):
 @click.command()
 @click.option("--days", type=click.IntRange(1, 3650), default=30, show_default=True)
 @as_json
+@with_appcontext
 def summary(days, as_json):
     """Count numbers, SMS, OTPs and webhooks: in all, per day, and per user."""
     since = utcnow().date() - timedelta(days=days - 1)
@@ -322,6 +308,7 @@ def _states():
 
 @click.command()
 @as_json
+@with_appcontext
 def doctor(as_json):
     """Say what is misconfigured; exits 1 when anything is."""
     findings = checks.run()
@@ -341,6 +328,7 @@ def doctor(as_json):
 @click.option(
     "--port", type=click.IntRange(0, 65535), help="The service's port (default: PORT or 8000)."
 )
+@with_appcontext
 def demo(once, port):
     """Run the service with a sandbox main server and a webhook receiver, all on this machine."""
     from service import demo as demo_module  # the sandbox is no part of a production process

@@ -1,0 +1,196 @@
+"""The operator's commands."""
+
+import json
+
+import pytest
+from flask_migrate import check, downgrade, upgrade
+from sqlalchemy import inspect
+
+from config import Config, ConfigError
+from service.models import User, db
+from tests.conftest import SYSTEM_KEY
+from tests.peers import sandbox
+
+
+@pytest.fixture
+def flask(app):
+    """Run a command; gives its output, parsed with --json."""
+
+    def run(*args, exit_code=0, runner=None):
+        result = (runner or app.test_cli_runner()).invoke(args=[str(arg) for arg in args])
+        assert result.exit_code == exit_code, (result.output, result.exception)
+        return json.loads(result.output) if "--json" in args else result.output
+
+    return run
+
+
+def test_users_add_shows_the_key_once_and_stores_its_hash(app, client, flask):
+    user = flask("users", "add", "Ann", "--daily-limit", 5, "--json")
+    assert (user["id"], user["name"], user["daily_limit"]) == (1, "Ann", 5)
+    assert user["webhook_secret"].startswith("whsec_")
+    assert client.get(f"/api/get-number/{user['api_key']}").json["message"] == (
+        "country_id is required"
+    )
+    with app.app_context():
+        assert user["api_key"] not in str(vars(db.session.get(User, 1)))
+    assert user["api_key"] not in flask("users", "list")
+
+
+def test_users_set_changes_what_is_given(flask):
+    flask("users", "add", "Boss", "--json")
+    flask("users", "add", "Ann", "--pending", "--inactive", "--json")
+    changed = flask(
+        "users", "set", 2, "--active", "--approved", "--manager", 1, "--webhook-url",
+        "http://127.0.0.1/x", "--number-format", "national", "--daily-limit", 3, "--json",
+    )  # fmt: skip
+    assert changed == {
+        "id": 2, "name": "Ann", "active": True, "approved": True, "manager": 1,
+        "number_format": "national", "daily_limit": 3, "webhook_url": "http://127.0.0.1/x",
+    }  # fmt: skip
+    again = flask("users", "set", 2, "--manager", "none", "--webhook-url", "none", "--json")
+    assert again == changed | {"manager": None, "webhook_url": None}
+    assert flask("users", "set", 2, "--pending", "--json")["approved"] is False
+    assert [user["id"] for user in flask("users", "list", "--json")] == [1, 2]
+
+
+def test_users_rotate_key_stops_the_old_one(client, flask):
+    old = flask("users", "add", "Ann", "--json")["api_key"]
+    new = flask("users", "rotate-key", 1, "--json")["api_key"]
+    assert client.get(f"/api/get-number/{old}").status_code == 401
+    assert client.get(f"/api/get-number/{new}").status_code == 400
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("users", "add", "Ann", "--manager", "9"),
+        ("users", "add", "Ann", "--webhook-url", "ftp://x/"),
+        ("users", "add", "Ann", "--webhook-url", "http://user:pass@x/"),
+        ("users", "add", "Ann", "--webhook-url", "http://x:99999/"),
+        ("users", "add", "Ann", "--number-format", "e164"),
+        ("users", "add", "Ann", "--daily-limit", "-1"),
+        ("users", "set", "9", "--active"),
+        ("users", "rotate-key", "x"),
+        ("providers", "add", "gw", "--format", "pigeon"),
+        ("providers", "add", "a b", "--format", "generic"),
+        ("providers", "add", "gw", "--format", "main-server", "--secret", "x"),
+        ("providers", "disable", "nobody"),
+    ],
+)
+def test_a_wrong_value_is_told_and_changes_nothing(flask, args):
+    assert "Error" in flask(*args, exit_code=2)
+    assert flask("users", "list", "--json") == flask("providers", "list", "--json") == []
+
+
+def test_webhook_url_must_be_https_unless_told_otherwise(make_app, flask):
+    runner = make_app(WEBHOOK_REQUIRE_HTTPS=1).test_cli_runner()
+    args = ("users", "add", "Ann", "--webhook-url")
+    assert "https" in flask(*args, "http://x.test/", exit_code=2, runner=runner)
+    flask(*args, "https://x.test/", runner=runner)
+
+
+def test_providers_add_list_disable(client, flask):
+    added = flask("providers", "add", "gw", "--format", "generic", "--json")
+    assert added["ingest_path"] == f"/api/ingest/{added['ingest_key']}"
+    sms = {"to": "12025550123", "text": "hi"}
+    assert client.post(added["ingest_path"], json=sms).status_code == 200
+    flask("providers", "add", "gw", "--format", "generic", exit_code=2)
+    assert flask("providers", "disable", "gw", "--json")["active"] is False
+    assert client.post(added["ingest_path"], json=sms).status_code == 401
+    expected = {"id": 1, "name": "gw", "format": "generic", "active": False}
+    assert flask("providers", "list", "--json") == [expected]
+
+
+def test_summary_counts_in_all_per_day_and_per_user(make_app, flask, make_user):
+    user = make_user()
+    with sandbox() as url:
+        client = make_app(MAIN_SERVER_URL=url).test_client()
+        path = f"/api/get-number/{user.key}?country_id=1"
+        number = client.get(path).json["data"]["phone_number"]
+        assert client.get(f"{path}&operator_id=9001").status_code == 404
+        assert client.get(f"{path}&operator_id=9004").status_code == 500
+    sms = {"event": "otp_received", "data": {"phone_number": number, "sms_text": "code 1234"}}
+    client.post(f"/api/ingest/{SYSTEM_KEY}", json=sms)
+    data = flask("summary", "--json")
+    counts = {"requests": 3, "numbers": 1, "sms": 1, "otps": 1, "webhooks_delivered": 0}
+    assert data["total"] == counts | {"unmatched": 0}
+    assert data["users"] == [counts | {"user_id": user.id}]
+    assert [day["numbers"] for day in data["days"]] == [1]
+    assert data["states"] == {"phone_numbers assigned": 1, "phone_numbers unknown": 1}
+    assert "numbers=1" in flask("summary")
+
+
+def test_doctor_finds_nothing_wrong_with_a_good_deployment(make_app, flask):
+    with sandbox() as url:
+        runner = make_app(MAIN_SERVER_URL=url).test_cli_runner()
+        assert flask("doctor", "--json", runner=runner) == {"ok": True, "problems": []}
+
+
+@pytest.mark.parametrize(
+    ("env", "problem"),
+    [
+        ({"MAIN_SERVER_URL": ""}, "MAIN_SERVER_URL is not set"),
+        ({"SYSTEM_API_KEY": ""}, "SYSTEM_API_KEY is not set"),
+        ({"SYSTEM_API_KEY": "wrong"}, "the main server answered 401 (is SYSTEM_API_KEY wrong?)"),
+        ({"SECRET_KEY": ""}, "SECRET_KEY is not set"),
+    ],
+)
+def test_doctor_says_what_is_misconfigured_and_exits_1(make_app, flask, env, problem):
+    with sandbox() as url:
+        runner = make_app(**{"MAIN_SERVER_URL": url} | env).test_cli_runner()
+        found = flask("doctor", "--json", exit_code=1, runner=runner)
+        assert found == {"ok": False, "problems": [problem]}
+
+
+def test_doctor_on_a_paas_disk_with_an_old_schema(make_app, flask, monkeypatch, tmp_path):
+    monkeypatch.setenv("DYNO", "web.1")
+    with sandbox() as url:
+        app = make_app(MAIN_SERVER_URL=url, DATABASE_URL=f"sqlite:///{tmp_path / 'new.sqlite3'}")
+        output = flask("doctor", exit_code=1, runner=app.test_cli_runner())
+    assert "flask db upgrade" in output
+    assert "SQLite on a disk" in output
+
+
+def test_migrations_go_down_and_up_and_leave_no_drift(app):
+    with app.app_context():
+        downgrade(revision="base")
+        assert inspect(db.engine).get_table_names() == ["alembic_version"]
+        upgrade()
+        check()
+
+
+def test_demo_once_makes_the_round_trip(flask):
+    output = flask("demo", "--once")
+    assert "4. webhook: delivered, signed, and exactly as documented" in output
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MAIN_SERVER_URL", "main.example.com"),
+        ("MAIN_SERVER_URL", "https://u:p@main.example.com"),
+        ("MAIN_SERVER_URL", "https://main.example.com/?x=1"),
+        ("MAIN_SERVER_USER_ID", "x"),
+        ("MAIN_SERVER_WEBHOOK_SECRET", "secret"),
+        ("UPSTREAM_TIMEOUT", "0"),
+        ("UPSTREAM_TIMEOUT", "nan"),
+        ("INIT_CACHE_SECONDS", "-1"),
+        ("WEBHOOK_TIMEOUT", "soon"),
+        ("WEBHOOK_REQUIRE_HTTPS", "maybe"),
+        ("WEBHOOK_ALLOWED_NETWORKS", "10.0.0.0/33"),
+        ("TRUSTED_PROXIES", "-1"),
+        ("RETENTION_DAYS", "1_0"),
+        ("PORT", "65536"),
+        ("WEB_CONCURRENCY", "0"),
+        ("THREADS", "٣"),
+        ("LOG_LEVEL", "loud"),
+    ],
+)
+def test_a_bad_setting_stops_the_start_and_is_named(name, value):
+    with pytest.raises(ConfigError, match=name):
+        Config({name: value})
+
+
+def test_an_empty_setting_is_the_default():
+    empty = dict.fromkeys(vars(Config({})), "")
+    assert vars(Config(empty)) == vars(Config({}))

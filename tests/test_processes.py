@@ -1,0 +1,159 @@
+"""The real processes: gunicorn and `flask run`, over real sockets, and what they log."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import requests
+from flask import Flask
+
+from service import logs
+from service.models import new_key
+from service.sandbox import create_sandbox
+from tests.conftest import SYSTEM_KEY
+from tests.peers import serving
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start a server process; gives (process, base URL) once it answers."""
+    processes = []
+
+    def run(*command, port, **env):
+        clean = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG")}
+        process = subprocess.Popen(
+            [BIN / command[0], *command[1:]], cwd=ROOT, env=clean | env,
+            stdout=(tmp_path / "log").open("wb"), stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        processes.append(process)
+        url = f"http://127.0.0.1:{port}"
+        while process.poll() is None:
+            try:
+                requests.get(f"{url}/api/none", timeout=30)
+                return process, url
+            except requests.ConnectionError:
+                time.sleep(0.05)
+        raise AssertionError((tmp_path / "log").read_text())
+
+    yield run
+    for process in processes:
+        process.terminate()
+        process.wait()
+
+
+def test_flask_run_starts_without_configuration(start, tmp_path):
+    port = free_port()
+    env = {"DATABASE_URL": f"sqlite:///{tmp_path / 'x.sqlite3'}"}
+    env |= {"MAIN_SERVER_URL": "", "SYSTEM_API_KEY": ""}  # whatever .env says
+    _, url = start("flask", "run", "--port", str(port), port=port, **env)
+    answer = requests.get(f"{url}/api/init/any-key", timeout=30)
+    assert (answer.status_code, answer.json()["message"]) == (500, "System configuration error")
+    assert "any-key" not in (tmp_path / "log").read_text()
+
+
+def gunicorn(start, main_server, file):
+    port = free_port()
+    return start(
+        "gunicorn", "--bind", f"127.0.0.1:{port}", "wsgi:app", port=port,
+        DATABASE_URL=f"sqlite:///{file}", MAIN_SERVER_URL=main_server, SYSTEM_API_KEY=SYSTEM_KEY,
+        SECRET_KEY="tests", WEBHOOK_REQUIRE_HTTPS="0", WEBHOOK_ALLOWED_NETWORKS="127.0.0.0/8",
+        WEB_CONCURRENCY="2", THREADS="4", LOG_LEVEL="DEBUG",
+    )  # fmt: skip
+
+
+def test_no_key_code_or_text_is_logged_end_to_end(start, make_user, make_provider, tmp_path):
+    receiver = Flask("receiver")
+    receiver.add_url_rule("/hook", "hook", lambda: "", methods=["POST"])
+    sandbox_app = create_sandbox(SYSTEM_KEY)
+    with serving(sandbox_app) as main_server, serving(receiver) as hook:
+        user = make_user(webhook_url=f"{hook}/hook")
+        ingest = make_provider()
+        _, url = gunicorn(start, main_server, tmp_path / "test.sqlite3")
+        sandbox_app.config["DELIVER_TO"] = f"{url}/api/ingest/{SYSTEM_KEY}"
+
+        requests.get(f"{url}/api/init/{user.key}", timeout=30)
+        path = f"/api/get-number/{user.key}?country_id=2"
+        answer = requests.get(url + path, headers={"X-Request-ID": "my-request-1"}, timeout=30)
+        assert answer.headers["X-Request-ID"] == "my-request-1"
+        number = answer.json()["data"]["phone_number"]
+        for operator_id in (9001, 9003, 9004):
+            requests.get(f"{url}{path}&operator_id={operator_id}", timeout=30)
+        text = "Geheimtext code 918273"
+        sms = {"phone_number": number, "sms_text": text}
+        sent = requests.post(f"{main_server}/sms", json=sms, timeout=30).json()
+        assert sent["data"]["answers"][0]["data"]["webhook"] == "delivered"
+        requests.post(url + ingest, json=sms | {"id": "1"}, timeout=30)
+        requests.post(url + ingest, json={"sms_text": text}, timeout=30)
+        odd = ("/%61pi/init/{}", "//api//init//{}", "/init/{}", "/api/init/{}/more", "/api/x?k={}")
+        for shape in odd:
+            requests.get(url + shape.format(user.key), timeout=30)
+        requests.get(f"{url}/api/init/x%0aevent=forged", timeout=30)
+
+    log = (tmp_path / "log").read_text()
+    ingest_key = ingest.rpartition("/")[2]
+    for secret in (user.key, SYSTEM_KEY, ingest_key, user.secret, "918273", "Geheimtext"):
+        assert secret not in log
+    lines = log.splitlines()
+    form = r"\d{4}-\d\d-\d\dT[\d:.]+Z (DEBUG|INFO|WARNING|ERROR|CRITICAL) request_id=\S+ .+"
+    assert [line for line in lines if not re.fullmatch(form, line)] == []
+    for event in ("number_assigned", "sms_stored", "webhook_tried", "upstream_called", "request "):
+        assert any(f"event={event}" in line for line in lines), event
+    mine = [line for line in lines if "my-request-1" in line]
+    assert any("event=number_assigned" in line for line in mine)
+    assert any('method=GET path="/api/get-number/***" status=200' in line for line in mine)
+
+
+def test_sigterm_under_load_drops_no_request(start, make_user, tmp_path):
+    """Every request that was sent before or during the stop is answered, or was never taken."""
+    with serving(create_sandbox(SYSTEM_KEY, delay=0.5)) as main_server:
+        user = make_user()
+        process, url = gunicorn(start, main_server, tmp_path / "test.sqlite3")
+        path = f"{url}/api/get-number/{user.key}?country_id=2&operator_id=9002"
+        statuses, dropped, stopping = [], [], threading.Event()
+
+        def call():
+            while not stopping.is_set():
+                try:
+                    statuses.append(requests.get(path, timeout=60).status_code)
+                except requests.ConnectionError as e:
+                    if "refused" not in str(e):
+                        dropped.append(e)
+                    return
+
+        threads = [threading.Thread(target=call) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        while len(statuses) < 6:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        stopping.set()
+        for thread in threads:
+            thread.join()
+    assert dropped == []
+    assert len(statuses) >= 12
+    assert set(statuses) == {200}
+
+
+def test_masking():
+    key = new_key("usr")
+    assert logs.mask(f"GET /api/init/{key}/x?a=1") == "GET /api/init/***?a=1"
+    assert logs.mask(f"key {key}, whsec_{'Ab+/' * 8}=") == "key usr_***, whsec_***"
+    assert logs.mask("http://h/api/get-number/short HTTP/1.1") == (
+        "http://h/api/get-number/*** HTTP/1.1"
+    )
