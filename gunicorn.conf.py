@@ -1,12 +1,34 @@
 """How gunicorn serves the app: `gunicorn wsgi:app`; the numbers come from the settings."""
 
+from gunicorn.workers.gthread import ThreadWorker
+
 from config import Config
 from service import logs
+
+
+class Worker(ThreadWorker):
+    """gthread that, told to stop, first takes in every connection that waits to be accepted.
+
+    Upstream's keeps the listening socket open until its last answer is out: who connects
+    meanwhile is reset. Here they are answered, and who comes later is refused at once, which
+    is what makes a router try another dyno.
+    """
+
+    def set_accept_enabled(self, enabled):
+        super().set_accept_enabled(enabled)
+        if not self.alive:
+            for listener in self.sockets:
+                before = -1
+                while before != self.nr_conns:
+                    before = self.nr_conns
+                    self.accept(listener)
+                listener.close()
+
 
 settings = Config.from_environment()
 
 bind = f"0.0.0.0:{settings.PORT}"
-worker_class = "gthread"
+worker_class = Worker  # gthread
 workers = settings.WEB_CONCURRENCY
 threads = settings.THREADS
 # A call waits for the main server, or for a webhook's receiver, and then answers

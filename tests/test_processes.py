@@ -36,10 +36,11 @@ def start(tmp_path):
 
     def run(*command, port, **env):
         clean = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG")}
-        process = subprocess.Popen(
-            [BIN / command[0], *command[1:]], cwd=ROOT, env=clean | env,
-            stdout=(tmp_path / "log").open("wb"), stderr=subprocess.STDOUT,
-        )  # fmt: skip
+        with (tmp_path / "log").open("wb") as log:
+            process = subprocess.Popen(
+                [BIN / command[0], *command[1:]], cwd=ROOT, env=clean | env,
+                stdout=log, stderr=subprocess.STDOUT,
+            )  # fmt: skip
         processes.append(process)
         url = f"http://127.0.0.1:{port}"
         while process.poll() is None:
