@@ -1,12 +1,15 @@
 """Hands out phone numbers from a main server and delivers the OTPs that arrive for them."""
 
+import logging
+import os
+import secrets
 from pathlib import Path
 
 from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from config import Config
-from service import api, cli, logs, upstream, webhooks
+from service import api, cli, delivery, logs, upstream
 from service.models import db, migrate, set_up_sqlite
 
 MAX_BODY_BYTES = 256 * 2**10
@@ -21,16 +24,22 @@ def create_app(config=None):
     app.config.update(MAX_CONTENT_LENGTH=MAX_BODY_BYTES, PROPAGATE_EXCEPTIONS=False)
     app.json.sort_keys = False
     logs.hide(config.SYSTEM_API_KEY)
+    if not config.SECRET_KEY:
+        app.config["SECRET_KEY"] = _development_secret(Path(app.instance_path))
+        app.config["SECRET_KEY_IS_OWN"] = True
+        logs.event(app.logger, "no_secret_key", logging.WARNING, used="instance/secret_key")
     if hops := config.TRUSTED_PROXIES:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops)
 
     db.init_app(app)
-    migrate.init_app(app, db, directory=str(Path(__file__).with_name("migrations")))
+    migrate.init_app(
+        app, db, directory=str(Path(__file__).with_name("migrations")), render_as_batch=False
+    )
     with app.app_context():
         if db.engine.dialect.name == "sqlite":
             set_up_sqlite(db.engine)
     upstream.init_app(app)
-    webhooks.init_app(app)
+    delivery.init_app(app)
 
     app.register_blueprint(api.bp)
     app.register_error_handler(Exception, api.answer_error)
@@ -38,6 +47,19 @@ def create_app(config=None):
     app.after_request(_tell_request_id)
     cli.init_app(app)
     return app
+
+
+def _development_secret(folder):
+    """A random key kept in instance/: for one machine; `flask doctor` asks for a real one."""
+    path = folder / "secret_key"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    except FileExistsError:
+        return path.read_text()
+    with os.fdopen(descriptor, "w") as file:
+        file.write(secrets.token_urlsafe(48))
+    return path.read_text()
 
 
 def _tell_request_id(response):

@@ -23,6 +23,7 @@ from service.errors import (
 from service.logs import event
 from service.models import Provider, db, release, sha256
 from service.schemas import GetNumberQuery
+from service.secretbox import unseal
 
 log = logging.getLogger(__name__)
 bp = Blueprint("api", __name__, url_prefix="/api")
@@ -96,7 +97,8 @@ def ingest(key):
     if provider is None or not provider.active:
         raise InvalidIngestKey
     release()
-    sms = gateways.FORMATS[provider.format](request, provider.secret)
+    secret = unseal(provider.secret) if provider.secret else None
+    sms = gateways.FORMATS[provider.format](request, secret)
     return success(ingestion.ingest(sms, provider.name, source=f"provider {provider.id}"))
 
 

@@ -2,21 +2,25 @@
 
 import json
 import re
+import signal
+import threading
+import time
 from datetime import timedelta
-from urllib.parse import urlsplit
 
 import click
 from flask import current_app
 from flask.cli import AppGroup, with_appcontext
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.exc import IntegrityError
 
-from service import checks, webhooks
+from service import checks, delivery, guard, webhooks
 from service.gateways import FORMATS
 from service.models import (
     COUNTERS,
     NUMBER_FORMATS,
+    Attempt,
     Delivery,
+    Message,
     PhoneNumber,
     Provider,
     SystemSummary,
@@ -24,18 +28,21 @@ from service.models import (
     UserSummary,
     db,
     new_key,
+    release,
     sha256,
     transact,
     utcnow,
 )
+from service.secretbox import seal
 
 users = AppGroup("users", help="The people who hold an API key.")
+webhooks_group = AppGroup("webhooks", help="The deliveries to the users' webhooks.")
 providers = AppGroup("providers", help="The SMS gateways that may post to /api/ingest.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 def init_app(app):
-    for command in (users, providers, summary, doctor, demo):
+    for command in (users, providers, webhooks_group, summary, purge, doctor, demo):
         app.cli.add_command(command)
 
 
@@ -53,20 +60,13 @@ def show(data, as_json):
         click.echo("none")
 
 
-def url_problem(url):
-    """What is wrong with `url` as a webhook URL, in a sentence; None when nothing is."""
+def check_webhook_url(url):
+    """Refuse a URL that webhooks may not be sent to; looks its host up, so in no transaction."""
     try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        return "is not a URL"
-    if parts.scheme not in ("http", "https") or not host or len(url) > 2048:
-        return "must be an http:// or https:// URL of at most 2048 characters"
-    if "@" in parts.netloc or re.search(r"[\s\x00-\x1f]", url):
-        return "must hold no user name, password or spaces"
-    if parts.scheme == "http" and current_app.config["WEBHOOK_REQUIRE_HTTPS"]:
-        return "must be https:// (or set WEBHOOK_REQUIRE_HTTPS=0)"
-    return None
+        if url not in (None, "none"):
+            guard.check_url(url)
+    except guard.ForbiddenUrl as e:
+        raise click.BadParameter(str(e), param_hint="--webhook-url") from e
 
 
 def find_user(user_id):
@@ -95,14 +95,13 @@ def user_options(command):
 
 def apply(user, manager, webhook_url, number_format, daily_limit):
     """Write the options that were given to `user`; raises BadParameter."""
-    if webhook_url not in (None, "none") and (problem := url_problem(webhook_url)):
-        raise click.BadParameter(problem, param_hint="--webhook-url")
     given = {
         "manager_id": manager if manager in (None, "none") else find_user(manager).id,
-        "webhook_url": webhook_url,
         "number_format": number_format,
         "daily_limit": daily_limit,
     }
+    if webhook_url is not None:
+        delivery.set_url(user, None if webhook_url == "none" else webhook_url)
     for name, value in given.items():
         if value is not None:
             setattr(user, name, None if value == "none" else value)
@@ -129,6 +128,7 @@ def user_row(user):
 @as_json
 def users_add(name, pending, inactive, as_json, **options):
     """Add a user; the API key and the webhook secret are shown this once."""
+    check_webhook_url(options["webhook_url"])
     key, secret = new_key("usr"), webhooks.new_secret()
 
     def add():
@@ -137,7 +137,7 @@ def users_add(name, pending, inactive, as_json, **options):
             key_hash=sha256(key),
             active=not inactive,
             approved=not pending,
-            webhook_secret=secret,
+            webhook_secret=seal(secret),
         )
         apply(user, **options)
         db.session.add(user)
@@ -156,6 +156,7 @@ def users_add(name, pending, inactive, as_json, **options):
 @as_json
 def users_set(user_id, active, approved, as_json, **options):
     """Change a user."""
+    check_webhook_url(options["webhook_url"])
 
     def change():
         user = find_user(user_id)
@@ -189,6 +190,15 @@ def users_rotate_key(user_id, as_json):
     show({"id": transact(rotate).id, "api_key": key}, as_json)
 
 
+@users.command("rotate-secret")
+@click.argument("user_id", metavar="ID")
+@as_json
+def users_rotate_secret(user_id, as_json):
+    """Give a user a new webhook secret, shown this once; both sign for 24 hours."""
+    secret = transact(lambda: delivery.rotate_secret(find_user(user_id)))
+    show({"id": int(user_id), "webhook_secret": secret}, as_json)
+
+
 def provider_row(provider):
     return {
         "id": provider.id,
@@ -214,7 +224,9 @@ def providers_add(name, format_, secret, as_json):
     key = new_key("ing")
 
     def add():
-        provider = Provider(name=name, format=format_, key_hash=sha256(key), secret=secret)
+        provider = Provider(
+            name=name, format=format_, key_hash=sha256(key), secret=secret and seal(secret)
+        )
         db.session.add(provider)
         db.session.flush()
         return provider
@@ -249,6 +261,117 @@ def providers_disable(provider, as_json):
         return row
 
     show(provider_row(transact(disable)), as_json)
+
+
+@webhooks_group.command("deliver")
+@click.option("--watch", is_flag=True, help="Go on until SIGTERM: the worker.")
+@click.option("--threads", type=click.IntRange(1, 64), default=8, show_default=True)
+@as_json
+def webhooks_deliver(watch, threads, as_json):
+    """Deliver what is due; without --watch, until nothing is."""
+    stop, lock = threading.Event(), threading.Lock()
+    done, told = {"delivered": 0, "pending": 0, "dead": 0}, [time.monotonic()]
+
+    def progress(state):
+        with lock:
+            done[state] += 1
+            if not watch and time.monotonic() - told[0] > 2:
+                told[0] = time.monotonic()
+                click.echo(f"{done}, {delivery.due_count()} due", err=True)
+
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, lambda *_: stop.set())
+    delivery.work(stop, watch, threads, on_done=progress)
+    show(done, as_json)
+
+
+@webhooks_group.command("list")
+@click.option("--state", type=click.Choice(["pending", "delivered", "dead"]))
+@click.option("--user", "user_id", type=int)
+@click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
+@as_json
+def webhooks_list(state, user_id, limit, as_json):
+    """List deliveries with their attempts, newest first."""
+    query = select(Delivery).order_by(Delivery.id.desc()).limit(limit)
+    if state:
+        query = query.where(Delivery.state == state)
+    if user_id:
+        query = query.where(Delivery.user_id == user_id)
+    show([delivery_row(row) for row in db.session.scalars(query).all()], as_json)
+
+
+def delivery_row(row):
+    tries = db.session.scalars(
+        select(Attempt).where(Attempt.delivery_id == row.id).order_by(Attempt.id)
+    )
+    return {
+        "id": row.id,
+        "webhook_id": row.webhook_id,
+        "user": row.user_id,
+        "message": row.message_id,
+        "state": row.state,
+        "result": row.last_result,
+        "next_attempt_at": row.next_attempt_at,
+        "attempts": [
+            {"at": str(a.started_at), "ms": a.ms, "trigger": a.trigger, "result": a.result}
+            for a in tries
+        ],
+    }
+
+
+@webhooks_group.command("redeliver")
+@click.argument("delivery_id", metavar="ID", type=int, required=False)
+@click.option("--failed", is_flag=True, help="All that are dead.")
+@as_json
+def webhooks_redeliver(delivery_id, failed, as_json):
+    """Try a delivery again now, with a fresh schedule of retries."""
+    if (delivery_id is None) == (not failed):
+        raise click.UsageError("give an ID or --failed")
+    if failed:
+        dead = select(Delivery.id).where(Delivery.state == "dead").order_by(Delivery.id)
+        ids = db.session.scalars(dead).all()
+    elif db.session.get(Delivery, delivery_id) is None:
+        raise click.BadParameter(f"there is no delivery {delivery_id}", param_hint="ID")
+    else:
+        ids = [delivery_id]
+    release()
+    show([{"id": id, "state": delivery.redeliver(id) or "being tried"} for id in ids], as_json)
+
+
+PURGE_BATCH = 500
+
+
+@click.command()
+@as_json
+@with_appcontext
+def purge(as_json):
+    """Delete messages and deliveries older than RETENTION_DAYS; numbers and counts stay."""
+    before = utcnow() - timedelta(days=current_app.config["RETENTION_DAYS"])
+    ended = Delivery.state != "pending"
+    untold = ~select(Delivery.id).where(Delivery.message_id == Message.id).exists()
+    old_delivery = select(Delivery.id).where(Delivery.created_at < before, ended)
+    steps = {
+        "attempts": (
+            Attempt,
+            (Attempt.started_at < before) | Attempt.delivery_id.in_(old_delivery),
+        ),
+        "deliveries": (Delivery, (Delivery.created_at < before) & ended),
+        "messages": (Message, (Message.created_at < before) & untold),
+    }
+    show({name: _purge(name, *step) for name, step in steps.items()}, as_json)
+
+
+def _purge(name, model, old):
+    """Delete the rows in batches, each a short transaction of its own; how many."""
+    total = 0
+    while True:
+        ids = db.session.scalars(select(model.id).where(old).limit(PURGE_BATCH)).all()
+        if not ids:
+            release()
+            return total
+        transact(lambda ids=ids: db.session.execute(delete(model).where(model.id.in_(ids))))
+        total += len(ids)
+        click.echo(f"{name}: {total} deleted", err=True)
 
 
 @click.command()

@@ -16,6 +16,7 @@ from config import Config
 from service import create_app, webhooks
 from service.models import User, db, new_key, sha256, transact
 from service.sandbox import create_sandbox
+from service.secretbox import seal
 
 
 def run(once, port):
@@ -96,7 +97,7 @@ class _Demo:
         key = new_key("usr")
 
         def add():
-            user = User(name="demo", key_hash=sha256(key), webhook_secret=self.webhook_secret)
+            user = User(name="demo", key_hash=sha256(key), webhook_secret=seal(self.webhook_secret))
             user.webhook_url = f"{self.receiver}/webhook"
             db.session.add(user)
 

@@ -6,7 +6,8 @@ from datetime import timedelta
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
-from service import otp, webhooks
+from service import otp
+from service.delivery import deliver, queue
 from service.logs import event
 from service.models import Delivery, Message, PhoneNumber, User, count, db, sha256, transact, utcnow
 
@@ -31,14 +32,14 @@ def ingest(sms, provider, source):
         user_id=message.user_id, provider=provider, otp=message.otp_code is not None,
     )  # fmt: skip
     state = delivery.state if delivery else "none"
-    if delivery and not duplicate:
-        state = webhooks.deliver(delivery)
+    if delivery and delivery.lease and not duplicate:
+        state = deliver(delivery, "ingest")
     return {
         "id": message.id,
         "matched": message.phone_number_id is not None,
         "duplicate": duplicate,
         "otp_code": message.otp_code,
-        "webhook": state if state in ("delivered", "none") else "pending",
+        "webhook": {"delivered": "delivered", "pending": "pending"}.get(state, "none"),
     }
 
 
@@ -79,9 +80,6 @@ def _store(sms, provider, source):
         count(None, now, sms=1, otps=int(has_code), unmatched=1)
         return message, None, False
     count(number.user_id, now, sms=1, otps=int(has_code))
-    delivery = None
-    if has_code and db.session.get(User, number.user_id).webhook_url:
-        delivery = webhooks.queue(message)
-        db.session.add(delivery)
-        db.session.flush()
+    user = db.session.get(User, number.user_id)
+    delivery = queue(message, user) if has_code and user.webhook_url else None
     return message, delivery, False

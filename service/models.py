@@ -106,7 +106,15 @@ class User(db.Model):
     number_format: Mapped[str | None] = mapped_column(String(16))
     daily_limit: Mapped[int | None]
     webhook_url: Mapped[str | None] = mapped_column(String(2048))
+    # Sealed (see secretbox); the old one signs too until its time is over
     webhook_secret: Mapped[str] = mapped_column(String(512))
+    webhook_old_secret: Mapped[str | None] = mapped_column(String(512))
+    webhook_old_secret_until: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    # The endpoint's circuit: open until then, after so many failures in a row
+    webhook_failures: Mapped[int] = mapped_column(default=0, server_default="0")
+    webhook_open_until: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    # The receiver answered 410 Gone; nothing is sent until the user sets the URL again
+    webhook_disabled_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
 
     manager: Mapped["User | None"] = relationship(remote_side=[id], lazy="raise")
@@ -133,7 +141,7 @@ class Provider(db.Model):
     name: Mapped[str] = mapped_column(String(64), unique=True)
     format: Mapped[str] = mapped_column(String(32))
     key_hash: Mapped[str] = mapped_column(ASCII, unique=True)
-    secret: Mapped[str | None] = mapped_column(String(512))
+    secret: Mapped[str | None] = mapped_column(String(512))  # sealed
     active: Mapped[bool] = mapped_column(default=True)
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
 
@@ -214,7 +222,7 @@ class Message(db.Model):
 
 
 class Delivery(db.Model):
-    """One webhook on its way to a user: `pending` until `delivered`.
+    """One webhook on its way to a user: `pending` until `delivered`, or `dead` after the last try.
 
     `lease` names who is trying it now, until `leased_until`; only its holder may write the
     outcome, so a crash frees the delivery when the lease runs out.
@@ -232,12 +240,35 @@ class Delivery(db.Model):
     next_attempt_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
     lease: Mapped[str | None] = mapped_column(ASCII)
     leased_until: Mapped[datetime | None] = mapped_column(UTCDateTime)
-    # What the last try came to: "200", or a word for why there was no status
+    # What the last try came to: "200", a word for why there was no status, or for why no try
     last_result: Mapped[str | None] = mapped_column(String(64))
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
     delivered_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
 
-    __table_args__ = (Index(None, "state", "next_attempt_at"), Index(None, "message_id"))
+    __table_args__ = (
+        Index(None, "state", "next_attempt_at"),
+        Index(None, "user_id", "state"),
+        Index(None, "message_id"),
+    )
+
+
+class Attempt(db.Model):
+    """One try of a delivery: when, how long, what came of it."""
+
+    __tablename__ = "attempts"
+
+    id: Mapped[int] = mapped_column(ID, primary_key=True)
+    delivery_id: Mapped[int] = mapped_column(ForeignKey("deliveries.id"))
+    # ingest, worker, redelivery or test
+    trigger: Mapped[str] = mapped_column(String(16))
+    started_at: Mapped[datetime] = mapped_column(UTCDateTime)
+    ms: Mapped[int]
+    result: Mapped[str] = mapped_column(String(64))
+    # The first kilobyte of what the receiver said: for its owner's eyes only
+    answer: Mapped[str | None] = mapped_column(Text)
+    next_attempt_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+
+    __table_args__ = (Index(None, "delivery_id"), Index(None, "started_at"))
 
 
 class _Counters:

@@ -22,8 +22,8 @@ _current = threading.local()
 class CallFailed(Exception):
     """A call that got no complete answer.
 
-    `kind` is one word (timeout, dns, connect, tls, connection, url); `sent` says whether the
-    peer may have received the request.
+    `kind` is one word (timeout, dns, forbidden, connect, tls, connection, url); `sent` says
+    whether the peer may have received the request.
     """
 
     def __init__(self, kind, sent):
@@ -42,13 +42,15 @@ class Answer:
     truncated: bool
 
 
-def call(session, method, url, *, seconds, limit, **kwargs):
+def call(session, method, url, *, seconds, limit, may_dial=None, **kwargs):
     """Make one request, and read at most `limit` bytes of the answer, in `seconds` all told.
 
-    No redirect is followed and nothing is tried twice. Raises CallFailed. The timeouts of
-    requests bound each socket operation, not the whole: so a timer cuts the connection.
+    `may_dial(address)` judges each resolved IP address before any is connected to, and those
+    very addresses are dialled. No redirect is followed and nothing is tried twice. Raises
+    CallFailed. The timeouts of requests bound each socket operation, not the whole: so a timer
+    cuts the connection.
     """
-    with _Deadline(seconds) as deadline:
+    with _Deadline(seconds, may_dial) as deadline:
         try:
             with session.request(
                 method,
@@ -62,8 +64,10 @@ def call(session, method, url, *, seconds, limit, **kwargs):
                 answer = Answer(
                     response.status_code, response.headers, body[:limit], len(body) > limit
                 )
-        except _Unresolved as e:
+        except Unresolved as e:
             raise CallFailed("dns", False) from e
+        except _Forbidden as e:
+            raise CallFailed("forbidden", False) from e
         except (
             requests.RequestException,
             urllib3.exceptions.HTTPError,
@@ -111,14 +115,19 @@ class _Adapter(HTTPAdapter):
         self.poolmanager.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
 
 
-class _Unresolved(Exception):
+class Unresolved(Exception):
+    """A host name that was not resolved, or not in time."""
+
+
+class _Forbidden(Exception):
     pass
 
 
 class _Deadline:
     """Cuts this thread's connection when the time is up."""
 
-    def __init__(self, seconds):
+    def __init__(self, seconds, may_dial):
+        self.may_dial = may_dial
         self.ends = time.monotonic() + seconds
         self.expired = False
         self.sent = False
@@ -165,7 +174,10 @@ class _Watched:
     def _new_conn(self):
         deadline = _current.deadline
         error = None
-        for family, address in resolve(self._dns_host, self.port, deadline.remaining()):
+        found = resolve(self._dns_host, self.port, deadline.remaining())
+        if deadline.may_dial and not all(deadline.may_dial(address[0]) for _, address in found):
+            raise _Forbidden(self._dns_host)
+        for family, address in found:
             sock = socket.socket(family, socket.SOCK_STREAM)
             try:
                 for option in self.socket_options or ():
@@ -222,7 +234,7 @@ class _HTTPSPool(HTTPSConnectionPool):
 
 
 def resolve(host, port, seconds):
-    """The (family, address) pairs of `host`, found within `seconds`."""
+    """The (family, address) pairs of `host`, found within `seconds`; raises Unresolved."""
     host = host.strip("[]")
     try:
         version = ipaddress.ip_address(host).version
@@ -242,7 +254,7 @@ def resolve(host, port, seconds):
     try:
         answers = found.get(timeout=seconds)
     except queue.Empty:
-        raise _Unresolved("timed out") from None
+        raise Unresolved("timed out") from None
     if isinstance(answers, Exception):
-        raise _Unresolved(str(answers)) from answers
+        raise Unresolved(str(answers)) from answers
     return [(family, address) for family, _, _, _, address in answers]

@@ -10,6 +10,7 @@ from flask_migrate import upgrade
 from config import Config
 from service import create_app, webhooks
 from service.models import Provider, User, db, new_key, sha256, transact
+from service.secretbox import seal
 
 SYSTEM_KEY = "system-key-of-the-tests"
 MAIN = "http://main.test"
@@ -80,8 +81,8 @@ def make_user(app):
 
     def make(**columns):
         key, secret = new_key("usr"), webhooks.new_secret()
-        defaults = {"name": "Ann", "key_hash": sha256(key), "webhook_secret": secret}
         with app.app_context():
+            defaults = {"name": "Ann", "key_hash": sha256(key), "webhook_secret": seal(secret)}
             user = User(**(defaults | columns))
             transact(lambda: db.session.add(user))
             return SimpleNamespace(id=user.id, key=key, secret=secret)

@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[1]
 # Each module imports only from those after it
 ORDER = [
     "demo", "sandbox", "__init__", "cli", "api", "checks", "assignment", "ingestion", "auth",
-    "gateways", "upstream", "webhooks", "schemas", "models", "outbound", "otp", "logs", "errors",
+    "gateways", "delivery", "guard", "secretbox", "upstream", "webhooks",
+    "schemas", "models", "outbound", "otp", "logs", "errors",
 ]  # fmt: skip
 
 

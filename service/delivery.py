@@ -1,0 +1,450 @@
+"""Delivering webhooks: durable, leased, tried by one deliver(), retried, and isolated."""
+
+import contextlib
+import logging
+import random
+import secrets
+import threading
+import time
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+
+from flask import current_app
+from sqlalchemy import func, or_, select, update
+
+from service import guard, outbound, webhooks
+from service.logs import event
+from service.models import Attempt, Delivery, User, count, db, release, transact, utcnow
+from service.secretbox import Unreadable, seal, unseal
+
+log = logging.getLogger(__name__)
+
+# Seconds from each failed try to the next; front-loaded, since OTPs age
+RETRY_SECONDS = (5, 15, 45, 120, 300, 900, 3600, 21600, 86400)
+JITTER = 0.2
+MAX_RETRY_AFTER = 3600
+
+# Failures in a row that open an endpoint's circuit, and for how many seconds
+CIRCUIT_FAILURES = 5
+CIRCUIT_SECONDS = 30
+MAX_CIRCUIT_SECONDS = 900
+
+# Tries at once for one endpoint in this process; only one where the last try failed
+SLOTS = 4
+
+ANSWER_BYTES = 4096
+KEPT_CHARACTERS = 1024
+OLD_SECRET_HOURS = 24
+# A lease outlives its try by this many seconds
+LEASE_SLACK = 10
+
+
+def init_app(app):
+    app.extensions["delivery"] = {"session": outbound.new_session(), "slots": _Slots()}
+
+
+# --- secrets and endpoints ----------------------------------------------------------------
+
+
+def rotate_secret(user):
+    """A new signing secret, returned; for 24 hours the old one signs as well."""
+    secret = webhooks.new_secret()
+    user.webhook_old_secret = user.webhook_secret
+    user.webhook_old_secret_until = utcnow() + timedelta(hours=OLD_SECRET_HOURS)
+    user.webhook_secret = seal(secret)
+    return secret
+
+
+def set_url(user, url):
+    """Point the user's webhook at `url` (checked before; None for nowhere), its circuit closed."""
+    user.webhook_url = url
+    user.webhook_failures = 0
+    user.webhook_open_until = None
+    user.webhook_disabled_at = None
+
+
+# --- making deliveries --------------------------------------------------------------------
+
+
+def queue(message, user):
+    """The Delivery of a stored message, added to the caller's transaction.
+
+    It is leased to the caller, who commits and then calls deliver(): a crash before that leaves
+    it due once the lease has run out. While the endpoint is disabled it is made `dead`, to be
+    seen and redelivered; while its circuit is open it is left to the worker.
+    """
+    now = utcnow()
+    delivery = _new(user, webhooks.payload(message), message_id=message.id)
+    if user.webhook_disabled_at:
+        delivery.state, delivery.last_result, delivery.next_attempt_at = "dead", "disabled", None
+    elif user.webhook_open_until and user.webhook_open_until > now:
+        delivery.last_result, delivery.next_attempt_at = "circuit_open", user.webhook_open_until
+    else:
+        _lease(delivery, now)
+    db.session.add(delivery)
+    db.session.flush()
+    return delivery
+
+
+def send_test(user):
+    """Send the user's endpoint a `test` event now; the Delivery, with its outcome."""
+
+    def add():
+        delivery = _new(user, b'{"event":"test","data":{}}')
+        _lease(delivery, utcnow())
+        db.session.add(delivery)
+        return delivery
+
+    delivery = transact(add)
+    deliver(delivery, "test")
+    db.session.refresh(delivery)
+    release()
+    return delivery
+
+
+def redeliver(delivery_id):
+    """Try a delivery again now, with a fresh schedule; its state, None if it is being tried."""
+    if transact(lambda: claim(delivery_id, Delivery.id == delivery_id, attempts=0)):
+        return deliver(db.session.get(Delivery, delivery_id), "redelivery")
+    return None
+
+
+def claim(delivery_id, *conditions, **values):
+    """Lease the delivery to this caller if nobody holds it; whether that worked.
+
+    One conditional UPDATE: of several who try, one wins.
+    """
+    now = utcnow()
+    lease = {"lease": secrets.token_hex(16), "leased_until": now + _lease_time()}
+    claimed = db.session.execute(
+        update(Delivery)
+        .where(Delivery.id == delivery_id, _free(now), *conditions)
+        .values(lease | values)
+        .execution_options(synchronize_session=False)
+    )
+    if claimed.rowcount != 1:
+        return False
+    db.session.get(Delivery, delivery_id, populate_existing=True)
+    return True
+
+
+def _new(user, body, message_id=None):
+    return Delivery(
+        webhook_id=f"msg_{secrets.token_urlsafe(18)}",
+        user_id=user.id,
+        message_id=message_id,
+        body=body,
+        state="pending",
+        next_attempt_at=utcnow(),
+    )
+
+
+def _lease(delivery, now):
+    delivery.lease, delivery.leased_until = secrets.token_hex(16), now + _lease_time()
+
+
+def _lease_time():
+    return timedelta(seconds=current_app.config["WEBHOOK_TIMEOUT"] + LEASE_SLACK)
+
+
+def _free(now):
+    return or_(Delivery.leased_until.is_(None), Delivery.leased_until <= now)
+
+
+# --- one try ------------------------------------------------------------------------------
+
+
+def deliver(delivery, trigger):
+    """Try a delivery that is leased to the caller once; its state afterwards. Never raises.
+
+    `trigger` (ingest, worker, redelivery, test) goes into the log of attempts. No transaction
+    is open while the receiver is called; the outcome is written only under the lease.
+    """
+    try:
+        lease = delivery.lease
+        user = db.session.get(User, delivery.user_id, populate_existing=True)
+        slots = current_app.extensions["delivery"]["slots"]
+        with slots.take(user.id, 1 if user.webhook_failures else SLOTS) as free:
+            if trigger in ("ingest", "worker") and (reason := _not_now(user, free)):
+                return transact(lambda: _put_off(delivery.id, lease, user, reason))
+            release()
+            started_at, started = utcnow(), time.monotonic()
+            outcome = _post(user, delivery)
+            ms = round((time.monotonic() - started) * 1000)
+        event(log, "webhook_tried", delivery_id=delivery.id, user_id=user.id, trigger=trigger,
+              result=outcome.result, ms=ms)  # fmt: skip
+        attempt = {"trigger": trigger, "started_at": started_at, "ms": ms}
+        return transact(lambda: _record(delivery.id, lease, user, outcome, attempt))
+    except Exception:
+        event(log, "webhook_failed", logging.ERROR, exc_info=True, delivery_id=delivery.id)
+        db.session.rollback()
+        return "pending"
+
+
+class _Outcome:
+    """What came of a try: a status or a word, and what the receiver said of it."""
+
+    def __init__(self, result, answer=None, retry_after=None):
+        self.result = result
+        self.answer = answer
+        self.retry_after = retry_after
+        self.delivered = len(result) == 3 and result.startswith("2")
+        self.gone = result == "410"
+
+
+def _not_now(user, free):
+    """Why this delivery has to wait: no slot, or an open circuit that is not ours to probe."""
+    if not free:
+        return "busy"
+    if not user.webhook_open_until:
+        return None
+    now = utcnow()
+    if user.webhook_open_until > now:
+        return "circuit_open"
+
+    def probe():
+        # Half-open: of all who come now, one tries; it holds the circuit open meanwhile
+        return db.session.execute(
+            update(User)
+            .where(User.id == user.id, User.webhook_open_until == user.webhook_open_until)
+            .values(webhook_open_until=now + _lease_time())
+            .execution_options(synchronize_session=False)
+        ).rowcount
+
+    return None if transact(probe) else "circuit_open"
+
+
+def _put_off(delivery_id, lease, user, reason):
+    """Give the lease back untried; no attempt is counted."""
+    soon = utcnow() + timedelta(seconds=1)
+    later = max(user.webhook_open_until or soon, soon) if reason == "circuit_open" else soon
+    _finish(delivery_id, lease, last_result=reason, next_attempt_at=later)
+    return "pending"
+
+
+def _post(user, delivery):
+    if user.webhook_disabled_at:
+        return _Outcome("disabled")
+    if not user.webhook_url:
+        return _Outcome("no_url")
+    timestamp = int(time.time())
+    try:
+        guard.check_form(user.webhook_url)
+        signatures = [
+            webhooks.sign(secret, delivery.webhook_id, timestamp, delivery.body)
+            for secret in _secrets(user)
+        ]
+        answer = outbound.call(
+            current_app.extensions["delivery"]["session"],
+            "POST",
+            user.webhook_url,
+            seconds=current_app.config["WEBHOOK_TIMEOUT"],
+            limit=ANSWER_BYTES,
+            may_dial=guard.may_dial,
+            data=delivery.body,
+            headers={
+                "Content-Type": "application/json",
+                "webhook-id": delivery.webhook_id,
+                "webhook-timestamp": str(timestamp),
+                "webhook-signature": " ".join(signatures),
+            },
+        )
+    except Unreadable:
+        return _Outcome("secret_unreadable")
+    except guard.ForbiddenUrl:
+        return _Outcome("forbidden")
+    except outbound.CallFailed as e:
+        return _Outcome(e.kind)
+    return _Outcome(
+        str(answer.status),
+        answer.body.decode("utf-8", "replace")[:KEPT_CHARACTERS].replace("\0", "\ufffd"),
+        answer.headers.get("Retry-After"),
+    )
+
+
+def _secrets(user):
+    yield unseal(user.webhook_secret)
+    if user.webhook_old_secret and user.webhook_old_secret_until > utcnow():
+        yield unseal(user.webhook_old_secret)
+
+
+def _record(delivery_id, lease, user, outcome, attempt):
+    """The attempt, the delivery's new state and the endpoint's circuit, in one transaction."""
+    now = utcnow()
+    row = db.session.get(Delivery, delivery_id, populate_existing=True)
+    was_delivered, attempts = row.state == "delivered", row.attempts + 1
+    changes = {"attempts": attempts, "last_result": outcome.result, "next_attempt_at": None}
+    if outcome.delivered:
+        changes |= {"state": "delivered", "delivered_at": row.delivered_at or now}
+    elif was_delivered:
+        pass  # a redelivery that failed: delivered it was all the same
+    elif (
+        outcome.gone
+        or outcome.result in ("disabled", "no_url")
+        or attempts > len(RETRY_SECONDS)
+        or row.message_id is None
+    ):
+        changes |= {"state": "dead"}
+    else:
+        changes |= {"state": "pending", "next_attempt_at": now + _delay(attempts, outcome)}
+    if not _finish(delivery_id, lease, **changes):
+        return row.state  # the lease ran out and somebody else has taken over
+    next_at = changes["next_attempt_at"]
+    db.session.add(
+        Attempt(
+            delivery_id=row.id, result=outcome.result, answer=outcome.answer,
+            next_attempt_at=next_at, **attempt,
+        )
+    )  # fmt: skip
+    if outcome.delivered and not was_delivered and row.message_id is not None:
+        count(user.id, now, webhooks_delivered=1)
+    _judge_endpoint(user, outcome, now)
+    return changes.get("state", row.state)
+
+
+def _finish(delivery_id, lease, **changes):
+    """Write the outcome and end the lease, if it is still this caller's."""
+    finished = db.session.execute(
+        update(Delivery)
+        .where(Delivery.id == delivery_id, Delivery.lease == lease)
+        .values(changes | {"lease": None, "leased_until": None})
+        .execution_options(synchronize_session=False)
+    )
+    return finished.rowcount == 1
+
+
+def _delay(attempts, outcome):
+    seconds = RETRY_SECONDS[attempts - 1] * random.uniform(1 - JITTER, 1 + JITTER)
+    return timedelta(seconds=max(seconds, min(_retry_after(outcome), MAX_RETRY_AFTER)))
+
+
+def _retry_after(outcome):
+    """Seconds in a Retry-After header (RFC 9110, 10.2.3): a number or a date; else 0."""
+    value = (outcome.retry_after or "").strip()
+    if value.isascii() and value.isdecimal():
+        return int(value[:9])
+    try:
+        date = parsedate_to_datetime(value)
+    except ValueError:
+        return 0
+    date = date if date.tzinfo else date.replace(tzinfo=UTC)
+    return max(0, (date - datetime.now(UTC)).total_seconds())
+
+
+def _judge_endpoint(user, outcome, now):
+    """Close the endpoint's circuit, or count the failure and open it."""
+    mine = update(User).where(User.id == user.id, User.webhook_url == user.webhook_url)
+    mine = mine.execution_options(synchronize_session=False)
+    if outcome.delivered:
+        if user.webhook_failures or user.webhook_open_until:
+            db.session.execute(mine.values(webhook_failures=0, webhook_open_until=None))
+            # What waited for the circuit goes now
+            _move(user, now, Delivery.last_result == "circuit_open")
+        return
+    if outcome.result in ("disabled", "no_url"):
+        return
+    changes = {"webhook_failures": User.webhook_failures + 1}
+    failures = db.session.scalar(select(User.webhook_failures).where(User.id == user.id)) + 1
+    if outcome.gone:
+        changes["webhook_disabled_at"] = now
+        event(log, "webhook_disabled", logging.WARNING, user_id=user.id)
+    elif failures >= CIRCUIT_FAILURES:
+        seconds = CIRCUIT_SECONDS * 2 ** min(failures - CIRCUIT_FAILURES, 10)
+        until = now + timedelta(seconds=min(seconds, MAX_CIRCUIT_SECONDS))
+        changes["webhook_open_until"] = until
+        _move(user, until, Delivery.next_attempt_at < until, Delivery.attempts == 0)
+        event(log, "webhook_circuit_open", logging.WARNING, user_id=user.id, failures=failures)
+    db.session.execute(mine.values(changes))
+
+
+def _move(user, to, *conditions):
+    db.session.execute(
+        update(Delivery)
+        .where(Delivery.user_id == user.id, Delivery.state == "pending", *conditions)
+        .values(next_attempt_at=to)
+        .execution_options(synchronize_session=False)
+    )
+
+
+class _Slots:
+    """How many tries each endpoint has under way in this process."""
+
+    def __init__(self):
+        self._busy = Counter()
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def take(self, user_id, limit):
+        """Whether there is a free slot; it is held while the block runs."""
+        with self._lock:
+            free = self._busy[user_id] < limit
+            self._busy[user_id] += free
+        try:
+            yield free
+        finally:
+            with self._lock:
+                self._busy[user_id] -= free
+                if not self._busy[user_id]:
+                    del self._busy[user_id]
+
+
+# --- the worker ---------------------------------------------------------------------------
+
+
+def due(now):
+    """The condition of a delivery that somebody should try now."""
+    return (Delivery.state == "pending") & (Delivery.next_attempt_at <= now) & _free(now)
+
+
+def due_count(late=timedelta(0)):
+    """How many deliveries have been due for `late`."""
+    then = utcnow() - late
+    condition = due(then)
+    return db.session.scalar(select(func.count()).select_from(Delivery).where(condition))
+
+
+def claim_due():
+    """A due delivery, leased to the caller; None when nothing is due."""
+    while True:
+        now = utcnow()
+        ids = db.session.scalars(
+            select(Delivery.id).where(due(now)).order_by(Delivery.next_attempt_at).limit(16)
+        ).all()
+        release()
+        if not ids:
+            return None
+        # At random among the oldest, so that workers seldom want the same one
+        delivery_id = random.choice(ids)
+        if transact(lambda: claim(delivery_id, due(now))):  # noqa: B023
+            return db.session.get(Delivery, delivery_id)
+
+
+def work(stop, watch, threads=8, poll_seconds=0.5, on_done=lambda state: None):
+    """Deliver what is due in `threads` threads until `stop` is set; unless `watch`, until none is.
+
+    What is being tried when `stop` is set is finished. `on_done(state)` is called after each.
+    """
+    app = current_app._get_current_object()
+
+    def run():
+        while not stop.is_set():
+            with app.app_context():
+                try:
+                    delivery = claim_due()
+                    if delivery:
+                        on_done(deliver(delivery, "worker"))
+                        continue
+                except Exception:
+                    event(log, "worker_failed", logging.ERROR, exc_info=True)
+                    if not watch:
+                        return
+            if not watch:
+                return
+            stop.wait(poll_seconds * random.uniform(0.8, 1.2))
+
+    pool = [threading.Thread(target=run, name=f"deliver-{n}") for n in range(threads)]
+    for thread in pool:
+        thread.start()
+    for thread in pool:
+        thread.join()
