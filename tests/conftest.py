@@ -12,6 +12,8 @@ from service import create_app, webhooks
 from service.models import Provider, User, db, new_key, sha256, transact
 from service.secretbox import seal
 
+pytest_plugins = ["tests.fixtures"]
+
 SYSTEM_KEY = "system-key-of-the-tests"
 MAIN = "http://main.test"
 

@@ -1,7 +1,5 @@
 """The operator's commands."""
 
-import json
-
 import pytest
 from flask_migrate import check, downgrade, upgrade
 from sqlalchemy import inspect
@@ -10,18 +8,6 @@ from config import Config, ConfigError
 from service.models import User, db
 from tests.conftest import SYSTEM_KEY
 from tests.peers import sandbox
-
-
-@pytest.fixture
-def flask(app):
-    """Run a command; gives its output, parsed with --json."""
-
-    def run(*args, exit_code=0, runner=None):
-        result = (runner or app.test_cli_runner()).invoke(args=[str(arg) for arg in args])
-        assert result.exit_code == exit_code, (result.output, result.exception)
-        return json.loads(result.output) if "--json" in args else result.output
-
-    return run
 
 
 def test_users_add_shows_the_key_once_and_stores_its_hash(app, client, flask):

@@ -5,14 +5,12 @@ import threading
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from flask import Flask, request
 from sqlalchemy import func, select
 from standardwebhooks import Webhook
 
 from service.models import (
     Delivery,
     Message,
-    PhoneNumber,
     SystemSummary,
     UserSummary,
     db,
@@ -21,43 +19,10 @@ from service.models import (
 )
 from service.webhooks import new_secret, sign
 from tests.conftest import SYSTEM_KEY
-from tests.peers import raw_server, serving
+from tests.fixtures import NUMBER
+from tests.peers import raw_server
 
-NUMBER = "12025550123"
 SMS = {"phone_number": f"+{NUMBER}", "sms_text": "Your code is 123456"}
-
-
-@pytest.fixture
-def assign(app):
-    """Record that `user_id` got the number, `ago` before now."""
-
-    def make(user_id, digits=NUMBER, ago=timedelta(hours=1)):
-        at = utcnow() - ago
-        row = PhoneNumber(
-            user_id=user_id, state="assigned", digits=digits, country_id=1,
-            requested_at=at, assigned_at=at,
-        )  # fmt: skip
-        with app.app_context():
-            transact(lambda: db.session.add(row))
-            return row.id
-
-    return make
-
-
-@pytest.fixture
-def receiver():
-    """A webhook receiver; `received` holds (headers, body), `answers` the statuses to give."""
-    app = Flask("receiver")
-    app.received, app.answers = [], []
-
-    @app.post("/hook")
-    def hook():
-        app.received.append((request.headers, request.get_data()))
-        return "", app.answers.pop(0) if app.answers else 204
-
-    with serving(app) as url:
-        app.url = f"{url}/hook"
-        yield app
 
 
 def messages(app):

@@ -1,16 +1,10 @@
 """The real processes: gunicorn and `flask run`, over real sockets, and what they log."""
 
-import os
 import re
 import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
-import pytest
 import requests
 from flask import Flask
 
@@ -18,43 +12,8 @@ from service import logs
 from service.models import new_key
 from service.sandbox import create_sandbox
 from tests.conftest import SYSTEM_KEY
+from tests.fixtures import free_port
 from tests.peers import serving
-
-ROOT = Path(__file__).parents[1]
-BIN = Path(sys.executable).parent
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
-
-
-@pytest.fixture
-def start(tmp_path):
-    """Start a server process; gives (process, base URL) once it answers."""
-    processes = []
-
-    def run(*command, port, **env):
-        clean = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG")}
-        with (tmp_path / "log").open("wb") as log:
-            process = subprocess.Popen(
-                [BIN / command[0], *command[1:]], cwd=ROOT, env=clean | env,
-                stdout=log, stderr=subprocess.STDOUT,
-            )  # fmt: skip
-        processes.append(process)
-        url = f"http://127.0.0.1:{port}"
-        while process.poll() is None:
-            try:
-                requests.get(f"{url}/api/none", timeout=30)
-                return process, url
-            except requests.ConnectionError:
-                time.sleep(0.05)
-        raise AssertionError((tmp_path / "log").read_text())
-
-    yield run
-    for process in processes:
-        process.terminate()
-        process.wait()
 
 
 def test_flask_run_starts_without_configuration(start, tmp_path):

@@ -1,0 +1,99 @@
+"""More fixtures: an assignment, a webhook receiver, the commands, real server processes."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import requests
+from flask import Flask, request
+
+from service.models import PhoneNumber, db, transact, utcnow
+from tests.peers import serving
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+NUMBER = "12025550123"
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+@pytest.fixture
+def assign(app):
+    """Record that `user_id` got the number, `ago` before now."""
+
+    def make(user_id, digits=NUMBER, ago=timedelta(hours=1)):
+        at = utcnow() - ago
+        row = PhoneNumber(
+            user_id=user_id, state="assigned", digits=digits, country_id=1,
+            requested_at=at, assigned_at=at,
+        )  # fmt: skip
+        with app.app_context():
+            transact(lambda: db.session.add(row))
+            return row.id
+
+    return make
+
+
+@pytest.fixture
+def receiver():
+    """A webhook receiver; `received` holds (headers, body), `answers` the statuses to give."""
+    app = Flask("receiver")
+    app.received, app.answers = [], []
+
+    @app.post("/hook")
+    def hook():
+        app.received.append((request.headers, request.get_data()))
+        return "", app.answers.pop(0) if app.answers else 204
+
+    with serving(app) as url:
+        app.url = f"{url}/hook"
+        yield app
+
+
+@pytest.fixture
+def flask(app):
+    """Run a command; gives its output, parsed with --json."""
+
+    def run(*args, exit_code=0, runner=None):
+        result = (runner or app.test_cli_runner()).invoke(args=[str(arg) for arg in args])
+        assert result.exit_code == exit_code, (result.output, result.exception)
+        return json.loads(result.output) if "--json" in args else result.output
+
+    return run
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start a server process; gives (process, base URL) once it answers."""
+    processes = []
+
+    def run(*command, port, **env):
+        clean = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG")}
+        with (tmp_path / "log").open("wb") as log:
+            process = subprocess.Popen(
+                [BIN / command[0], *command[1:]], cwd=ROOT, env=clean | env,
+                stdout=log, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+        processes.append(process)
+        url = f"http://127.0.0.1:{port}"
+        while process.poll() is None:
+            try:
+                requests.get(f"{url}/api/none", timeout=30)
+                return process, url
+            except requests.ConnectionError:
+                time.sleep(0.05)
+        raise AssertionError((tmp_path / "log").read_text())
+
+    yield run
+    for process in processes:
+        process.terminate()
+        process.wait()
