@@ -1,7 +1,9 @@
 """HTTP calls to others under a total deadline, whatever the peer does."""
 
+import contextlib
 import http.client
 import ipaddress
+import os
 import queue
 import socket
 import threading
@@ -132,6 +134,7 @@ class _Deadline:
         self.expired = False
         self.sent = False
         self._connection = None
+        self._handle = None
         self._lock = threading.Lock()
         self._timer = threading.Timer(seconds, self._expire)
         self._timer.daemon = True
@@ -144,32 +147,47 @@ class _Deadline:
     def __exit__(self, *_):
         self._timer.cancel()
         with self._lock:
-            self._connection = None
+            self._let_go()
         _current.deadline = None
 
     def remaining(self):
         return max(0.001, self.ends - time.monotonic())
 
-    def watch(self, connection):
+    def watch(self, connection, sock):
+        """Cut `sock`, which `connection` uses for this call, when the time is up.
+
+        Through a descriptor of our own: TLS takes the socket over, and http.client closes it
+        early when the answer's end is the connection's.
+        """
         with self._lock:
+            self._let_go()
+            self._handle = socket.socket(fileno=os.dup(sock.fileno()))
             self._connection = connection
             connection.deadline = self
             if self.expired:
-                connection.cut()
+                self._cut()
 
     def _expire(self):
         with self._lock:
             self.expired = True
             # The pool may have lent the connection to another call by now
             if self._connection is not None and self._connection.deadline is self:
-                self._connection.cut()
+                self._cut()
+
+    def _cut(self):
+        with contextlib.suppress(OSError):  # closed by the peer already
+            self._handle.shutdown(socket.SHUT_RDWR)
+
+    def _let_go(self):
+        if self._handle is not None:
+            self._handle.close()
+        self._handle = self._connection = None
 
 
 class _Watched:
     """A connection that the current deadline can cut at any moment, TLS handshake included."""
 
     deadline = None
-    _handle = None  # a second descriptor of the socket: TLS takes the first one over
 
     def _new_conn(self):
         deadline = _current.deadline
@@ -184,8 +202,7 @@ class _Watched:
                     sock.setsockopt(*option)
                 sock.settimeout(min(CONNECT_SECONDS, deadline.remaining()))
                 sock.connect(address)
-                self._handle = sock.dup()
-                deadline.watch(self)
+                deadline.watch(self, sock)
                 return sock
             except OSError as e:
                 sock.close()
@@ -194,7 +211,7 @@ class _Watched:
 
     def request(self, *args, **kwargs):
         if self.sock is not None:
-            _current.deadline.watch(self)
+            _current.deadline.watch(self, self.sock)
         return super().request(*args, **kwargs)
 
     def send(self, data):
@@ -202,19 +219,6 @@ class _Watched:
             self.connect()
         _current.deadline.sent = True
         return super().send(data)
-
-    def cut(self):
-        try:
-            if self._handle is not None:
-                self._handle.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # closed by the peer already
-
-    def close(self):
-        super().close()
-        handle, self._handle = self._handle, None
-        if handle is not None:
-            handle.close()
 
 
 class _HTTPConnection(_Watched, HTTPConnection):

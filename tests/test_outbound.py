@@ -38,7 +38,7 @@ def body_drip(connection, stopped):
 
 def body_drip_until_close(connection, stopped):
     connection.sendall(HEAD + b"\r\n")
-    drip(connection, stopped, b'{"status":"success","data":{}}')
+    drip(connection, stopped, b'{"status":"success","data":{}}' * 100)
 
 
 def chunk_drip(connection, stopped):
