@@ -2,10 +2,13 @@
 
 import ipaddress
 import os
+import ssl
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from dotenv import load_dotenv
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 
 class ConfigError(Exception):
@@ -21,8 +24,9 @@ class Config:
     def __init__(self, env):
         read = _Reader(env)
 
-        # Database: any SQLAlchemy URL; SQLite names are relative to instance/
-        self.SQLALCHEMY_DATABASE_URI = read.text("DATABASE_URL", "sqlite:///service.sqlite3")
+        # Database: SQLite (a relative name is in instance/) or MySQL, as PaaS add-ons spell it
+        url = read.first(DATABASE_VARIABLES) or "sqlite:///service.sqlite3"
+        self.SQLALCHEMY_DATABASE_URI, self.SQLALCHEMY_ENGINE_OPTIONS = database(url)
 
         # Main server: its base URL, and the secret shared with it
         self.MAIN_SERVER_URL = read.url("MAIN_SERVER_URL")
@@ -65,12 +69,85 @@ class Config:
         return cls(os.environ)
 
 
+# DATABASE_URL, else what the MySQL add-ons set
+DATABASE_VARIABLES = (
+    "DATABASE_URL",
+    "JAWSDB_URL",
+    "JAWSDB_MARIA_URL",
+    "CLEARDB_DATABASE_URL",
+    "MYSQL_URL",
+)
+# Connections a process: small plans allow ten, for two web processes and a worker. None is held
+# across a call to others, so a few serve many threads.
+POOL_SIZE = 3
+MYSQL_DRIVERS = ("mysql", "mysql2", "mysql+pymysql", "mariadb", "mariadb+pymysql", "jdbc:mysql")
+# How far `ssl-mode` trusts the server: (encrypted, certificate checked, name checked)
+SSL_MODES = {
+    "disabled": (False, False, False),
+    "preferred": (False, False, False),
+    "required": (True, False, False),
+    "verify_ca": (True, True, False),
+    "verify_identity": (True, True, True),
+}
+
+
+def database(text):
+    """The SQLAlchemy URL and engine options for a database URL; raises ConfigError.
+
+    Of the query string only `ssl-mode` and `ssl-ca` are heeded: add-ons put in other drivers'
+    options (`reconnect=true`), which PyMySQL refuses.
+    """
+    try:
+        url = make_url(text)
+    except ArgumentError as e:
+        raise ConfigError("DATABASE_URL is not a database URL") from e
+    if url.drivername == "sqlite":
+        return text, {}
+    if url.drivername not in MYSQL_DRIVERS or not (url.host and url.database):
+        raise ConfigError("DATABASE_URL must be sqlite:///… or mysql://user:password@host/name")
+    query = {key.lower().replace("_", "-"): value for key, value in url.query.items()}
+    connect = {"charset": "utf8mb4", "connect_timeout": 5, "read_timeout": 30, "write_timeout": 30}
+    if context := _tls(query):
+        connect["ssl"] = context
+    options = {
+        "connect_args": connect,
+        "isolation_level": "READ COMMITTED",
+        "pool_pre_ping": True,
+        "pool_recycle": 280,  # add-ons close what has been idle for 5 minutes
+        "pool_size": POOL_SIZE,
+        "max_overflow": 0,
+    }
+    return url.set(drivername="mysql+pymysql", query={}), options
+
+
+def _tls(query):
+    """One TLS context for all connections: PyMySQL would build one each, at ten times the cost."""
+    mode = query.get("ssl-mode", query.get("sslmode", ""))
+    ca = query.get("ssl-ca")
+    mode = str(mode).lower().replace("-", "_") or ("verify_ca" if ca else "preferred")
+    if mode not in SSL_MODES:
+        raise ConfigError(f"DATABASE_URL: ssl-mode must be one of {', '.join(SSL_MODES)}")
+    encrypted, check_certificate, check_name = SSL_MODES[mode]
+    if not encrypted:
+        return None
+    try:
+        context = ssl.create_default_context(cafile=ca)
+    except OSError as e:
+        raise ConfigError("DATABASE_URL: ssl-ca is not a file of certificates") from e
+    context.check_hostname = check_name
+    context.verify_mode = ssl.CERT_REQUIRED if check_certificate else ssl.CERT_NONE
+    return context
+
+
 class _Reader:
     def __init__(self, env):
         self.env = env
 
     def text(self, name, default=None):
         return self.env.get(name, "").strip() or default
+
+    def first(self, names):
+        return next((value for name in names if (value := self.text(name))), None)
 
     def choice(self, name, default, allowed):
         value = self.text(name, default).upper()

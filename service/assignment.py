@@ -208,9 +208,11 @@ def _assign(row, grant, phone_code):
         .where(PhoneNumber.id == row.id, PhoneNumber.state != "assigned")
         .values(state="assigned", digits=grant.digits, phone_code=phone_code, assigned_at=now)
     )
-    if taken.rowcount != 1:
-        raise LookupError("another call with the same Idempotency-Key has filled the row")
     db.session.refresh(row)
+    if taken.rowcount != 1:
+        if row.digits == grant.digits:
+            return  # committed already: the connection was lost before we heard of it
+        raise LookupError("another call with the same Idempotency-Key has filled the row")
     count(row.user_id, now, numbers=1)
     _sync_operators(grant.operators, now)
 

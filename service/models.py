@@ -24,7 +24,7 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.dialects import mysql, sqlite
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from service.errors import InvalidApiKey
@@ -339,9 +339,10 @@ def upsert(model, key, values, changes):
 
 # --- transactions -------------------------------------------------------------------------
 
-# MySQL: deadlock, lock wait timeout, server gone, lost connection; Galera: not ready
-_RETRIED_MYSQL = {1213, 1205, 2006, 2013, 1047}
-_TRIES = 6
+# MySQL: deadlock, lock wait timeout, shutdown, cannot connect, server gone, lost connection,
+# lost while reading, too many connections; Galera: node not ready
+_PASSING_MYSQL = {1213, 1205, 1053, 2003, 2006, 2013, 2055, 1040, 1047}
+_TRIES = 8
 
 
 def transact(work):
@@ -358,11 +359,11 @@ def transact(work):
             result = work()
             db.session.commit()
             return result
-        except OperationalError as e:
+        except DBAPIError as e:
             db.session.rollback()
             if attempt == _TRIES or not _passing(e):
                 raise
-            time.sleep(random.uniform(0.5, 1) * 0.02 * 2**attempt)
+            time.sleep(random.uniform(0.5, 1) * 0.01 * 2**attempt)
         except BaseException:
             db.session.rollback()
             raise
@@ -374,8 +375,19 @@ def release():
 
 
 def _passing(error):
-    args = getattr(error.orig, "args", ())
-    return (args and args[0] in _RETRIED_MYSQL) or "locked" in str(error.orig)
+    code = next(iter(getattr(error.orig, "args", ())), None)
+    return error.connection_invalidated or code in _PASSING_MYSQL or "locked" in str(error.orig)
+
+
+def set_up_galera(engine):
+    """On a Galera node, let every transaction see what was committed on the others before."""
+
+    @event.listens_for(engine, "connect")
+    def _connect(connection, _record):
+        with connection.cursor() as cursor:
+            cursor.execute("SHOW STATUS LIKE 'wsrep_ready'")
+            if cursor.fetchone():
+                cursor.execute("SET SESSION wsrep_sync_wait=1")
 
 
 def set_up_sqlite(engine):

@@ -1,7 +1,10 @@
 """Runs the migrations on the application's database; one process at a time."""
 
+from contextlib import contextmanager
+
 from alembic import context
 from flask import current_app
+from sqlalchemy import text
 
 from service.models import UTCDateTime, db
 
@@ -16,11 +19,29 @@ def render_item(kind, item, autogen_context):
     return False
 
 
+@contextmanager
+def one_at_a_time(connection):
+    """MySQL commits every DDL statement by itself: a lock of its own keeps others out.
+
+    SQLite needs none: BEGIN IMMEDIATE makes a second release process wait.
+    """
+    if db.engine.dialect.name == "sqlite":
+        yield
+        return
+    if not connection.scalar(text("SELECT GET_LOCK('otp_service_migrations', 120)")):
+        raise RuntimeError("another process has been migrating the database for two minutes")
+    connection.commit()
+    try:
+        yield
+    finally:
+        connection.scalar(text("SELECT RELEASE_LOCK('otp_service_migrations')"))
+        connection.commit()
+
+
 def run():
     args = current_app.extensions["migrate"].configure_args
     sqlite = db.engine.dialect.name == "sqlite"
-    # BEGIN IMMEDIATE: a second release process waits, then finds nothing to do
-    with db.engine.connect().execution_options(writes=True) as connection:
+    with db.engine.connect().execution_options(writes=True) as connection, one_at_a_time(connection):
         context.configure(
             connection=connection,
             target_metadata=db.metadata,

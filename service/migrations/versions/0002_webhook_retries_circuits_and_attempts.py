@@ -28,6 +28,9 @@ def _rewrite(table, column, change):
     for id, secret in connection.execute(sa.select(table.c.id, value).where(value.is_not(None))).all():
         connection.execute(table.update().where(table.c.id == id).values({column: change(secret)}))
 
+# Whatever the server's default: all of Unicode, and rows that are transactional
+TABLE = {'mysql_charset': 'utf8mb4', 'mysql_engine': 'InnoDB', 'mariadb_charset': 'utf8mb4', 'mariadb_engine': 'InnoDB'}
+
 
 def upgrade():
     op.create_table('attempts',
@@ -40,12 +43,11 @@ def upgrade():
     sa.Column('answer', sa.Text(), nullable=True),
     sa.Column('next_attempt_at', sa.DateTime().with_variant(mysql.DATETIME(fsp=6), 'mysql', 'mariadb'), nullable=True),
     sa.ForeignKeyConstraint(['delivery_id'], ['deliveries.id'], name=op.f('fk_attempts_delivery_id')),
-    sa.PrimaryKeyConstraint('id', name=op.f('pk_attempts'))
+    sa.PrimaryKeyConstraint('id', name=op.f('pk_attempts')),
+    **TABLE
     )
     op.create_index(op.f('ix_attempts_delivery_id'), 'attempts', ['delivery_id'], unique=False)
     op.create_index(op.f('ix_attempts_started_at'), 'attempts', ['started_at'], unique=False)
-
-    op.create_index(op.f('ix_deliveries_user_id_state'), 'deliveries', ['user_id', 'state'], unique=False)
 
     op.add_column('users', sa.Column('webhook_old_secret', sa.String(length=512), nullable=True))
     op.add_column('users', sa.Column('webhook_old_secret_until', sa.DateTime().with_variant(mysql.DATETIME(fsp=6), 'mysql', 'mariadb'), nullable=True))
@@ -65,10 +67,4 @@ def downgrade():
     op.drop_column('users', 'webhook_failures')
     op.drop_column('users', 'webhook_old_secret_until')
     op.drop_column('users', 'webhook_old_secret')
-
-    op.drop_index(op.f('ix_deliveries_user_id_state'), table_name='deliveries')
-
-    op.drop_index(op.f('ix_attempts_started_at'), table_name='attempts')
-    op.drop_index(op.f('ix_attempts_delivery_id'), table_name='attempts')
-
     op.drop_table('attempts')
