@@ -234,7 +234,9 @@ class Delivery(db.Model):
     webhook_id: Mapped[str] = mapped_column(ASCII, unique=True)
     user_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
     message_id: Mapped[int | None] = mapped_column(ForeignKey("messages.id"))
-    body: Mapped[bytes] = mapped_column(LargeBinary(2**20))
+    body: Mapped[bytes] = mapped_column(
+        LargeBinary().with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb")
+    )
     state: Mapped[str] = mapped_column(String(16), default="pending")
     attempts: Mapped[int] = mapped_column(default=0)
     next_attempt_at: Mapped[datetime | None] = mapped_column(UTCDateTime)

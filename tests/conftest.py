@@ -1,18 +1,16 @@
-"""Fixtures: an app on a migrated SQLite file of its own, and factories for its records."""
+"""Fixtures: an app on a migrated database of its own, and factories for its records."""
 
-import shutil
 import socket
 from types import SimpleNamespace
 
 import pytest
-from flask_migrate import upgrade
 
 from config import Config
 from service import create_app, webhooks
 from service.models import Provider, User, db, new_key, sha256, transact
 from service.secretbox import seal
 
-pytest_plugins = ["tests.fixtures"]
+pytest_plugins = ["tests.databases", "tests.fixtures"]
 
 SYSTEM_KEY = "system-key-of-the-tests"
 MAIN = "http://main.test"
@@ -31,26 +29,14 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", local_only)
 
 
-@pytest.fixture(scope="session")
-def migrated_file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("db") / "migrated.sqlite3"
-    app = create_app(Config({"DATABASE_URL": f"sqlite:///{path}"}))
-    with app.app_context():
-        upgrade()
-        db.engine.dispose()
-    return path
-
-
 @pytest.fixture
-def make_app(migrated_file, tmp_path):
+def make_app(database_url):
     """Make the app; keywords are environment variables."""
-    path = tmp_path / "test.sqlite3"
-    shutil.copy(migrated_file, path)
     apps = []
 
     def make(**env):
         defaults = {
-            "DATABASE_URL": f"sqlite:///{path}",
+            "DATABASE_URL": database_url,
             "MAIN_SERVER_URL": MAIN,
             "SYSTEM_API_KEY": SYSTEM_KEY,
             "SECRET_KEY": "tests",

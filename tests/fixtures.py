@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -19,11 +18,6 @@ from tests.peers import serving
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 NUMBER = "12025550123"
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 @pytest.fixture

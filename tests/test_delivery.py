@@ -29,7 +29,8 @@ from service.models import (
     utcnow,
 )
 from service.secretbox import Unreadable, seal, unseal
-from tests.fixtures import BIN, ROOT, free_port
+from tests.fixtures import BIN, ROOT
+from tests.mariadb import free_port
 from tests.peers import raw_server
 from tests.test_ingest import SMS
 from tests.test_outbound import SLOW
@@ -98,7 +99,7 @@ def test_a_crash_between_commit_and_try_leaves_a_lease_that_runs_out(app, world)
     assert world.work() == ["delivered"]
 
 
-def test_kill_9_during_the_try_loses_nothing(start, world, tmp_path, make_user, app):
+def test_kill_9_during_the_try_loses_nothing(start, world, database_url):
     """The web process dies while the receiver is being called; a worker delivers later."""
     called = threading.Event()
 
@@ -112,7 +113,7 @@ def test_kill_9_during_the_try_loses_nothing(start, world, tmp_path, make_user, 
         port = free_port()
         process, base = start(
             "gunicorn", "--bind", f"127.0.0.1:{port}", "wsgi:app", port=port,
-            DATABASE_URL=f"sqlite:///{tmp_path / 'test.sqlite3'}", SECRET_KEY="tests",
+            DATABASE_URL=database_url, SECRET_KEY="tests",
             WEBHOOK_REQUIRE_HTTPS="0", WEBHOOK_ALLOWED_NETWORKS="127.0.0.0/8",
             WEBHOOK_TIMEOUT="60", WEB_CONCURRENCY="1",
         )  # fmt: skip
@@ -435,7 +436,7 @@ def test_purge_deletes_what_is_old_and_ended_in_batches(app, world, flask):
 # --- the worker process -------------------------------------------------------------------
 
 
-def test_two_workers_one_killed_mid_drain_deliver_all(world, app, tmp_path):
+def test_two_workers_one_killed_mid_drain_deliver_all(world, app, tmp_path, database_url):
     """kill -9 of one of two real workers: all delivered, each webhook-id received, none lost."""
     world.receiver.answers = [500] * 300
     with app.app_context():
@@ -454,7 +455,7 @@ def test_two_workers_one_killed_mid_drain_deliver_all(world, app, tmp_path):
     world.change(User, webhook_failures=0, webhook_open_until=None)
     world.make_due()
     env = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG")} | {
-        "DATABASE_URL": f"sqlite:///{tmp_path / 'test.sqlite3'}", "SECRET_KEY": "tests",
+        "DATABASE_URL": database_url, "SECRET_KEY": "tests",
         "WEBHOOK_REQUIRE_HTTPS": "0", "WEBHOOK_ALLOWED_NETWORKS": "127.0.0.0/8",
         "WEBHOOK_TIMEOUT": "1",
     }  # fmt: skip

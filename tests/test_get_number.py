@@ -239,8 +239,8 @@ def test_500_without_configuration(make_app, make_user):
     )  # fmt: skip
 
 
-def test_500_when_the_database_has_no_schema(make_app, tmp_path):
-    client = make_app(DATABASE_URL=f"sqlite:///{tmp_path / 'empty.sqlite3'}").test_client()
+def test_500_when_the_database_has_no_schema(make_app, empty_database_url):
+    client = make_app(DATABASE_URL=empty_database_url).test_client()
     assert answer(client.get("/api/get-number/k?country_id=1")) == (500, "Unable to get number")
 
 

@@ -12,7 +12,7 @@ from service import logs
 from service.models import new_key
 from service.sandbox import create_sandbox
 from tests.conftest import SYSTEM_KEY
-from tests.fixtures import free_port
+from tests.mariadb import free_port
 from tests.peers import serving
 
 
@@ -26,24 +26,26 @@ def test_flask_run_starts_without_configuration(start, tmp_path):
     assert "any-key" not in (tmp_path / "log").read_text()
 
 
-def gunicorn(start, main_server, file):
+def gunicorn(start, main_server, database_url):
     port = free_port()
     return start(
         "gunicorn", "--bind", f"127.0.0.1:{port}", "wsgi:app", port=port,
-        DATABASE_URL=f"sqlite:///{file}", MAIN_SERVER_URL=main_server, SYSTEM_API_KEY=SYSTEM_KEY,
+        DATABASE_URL=database_url, MAIN_SERVER_URL=main_server, SYSTEM_API_KEY=SYSTEM_KEY,
         SECRET_KEY="tests", WEBHOOK_REQUIRE_HTTPS="0", WEBHOOK_ALLOWED_NETWORKS="127.0.0.0/8",
         WEB_CONCURRENCY="2", THREADS="4", LOG_LEVEL="DEBUG",
     )  # fmt: skip
 
 
-def test_no_key_code_or_text_is_logged_end_to_end(start, make_user, make_provider, tmp_path):
+def test_no_key_code_or_text_is_logged_end_to_end(
+    start, make_user, make_provider, tmp_path, database_url
+):
     receiver = Flask("receiver")
     receiver.add_url_rule("/hook", "hook", lambda: "", methods=["POST"])
     sandbox_app = create_sandbox(SYSTEM_KEY)
     with serving(sandbox_app) as main_server, serving(receiver) as hook:
         user = make_user(webhook_url=f"{hook}/hook")
         ingest = make_provider()
-        _, url = gunicorn(start, main_server, tmp_path / "test.sqlite3")
+        _, url = gunicorn(start, main_server, database_url)
         sandbox_app.config["DELIVER_TO"] = f"{url}/api/ingest/{SYSTEM_KEY}"
 
         requests.get(f"{url}/api/init/{user.key}", timeout=30)
@@ -78,11 +80,11 @@ def test_no_key_code_or_text_is_logged_end_to_end(start, make_user, make_provide
     assert any('method=GET path="/api/get-number/***" status=200' in line for line in mine)
 
 
-def test_sigterm_under_load_drops_no_request(start, make_user, tmp_path):
+def test_sigterm_under_load_drops_no_request(start, make_user, database_url):
     """Every request that was sent before or during the stop is answered, or was never taken."""
     with serving(create_sandbox(SYSTEM_KEY, delay=0.5)) as main_server:
         user = make_user()
-        process, url = gunicorn(start, main_server, tmp_path / "test.sqlite3")
+        process, url = gunicorn(start, main_server, database_url)
         path = f"{url}/api/get-number/{user.key}?country_id=2&operator_id=9002"
         statuses, dropped, stopping = [], [], threading.Event()
 
