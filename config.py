@@ -26,7 +26,9 @@ class Config:
 
         # Database: SQLite (a relative name is in instance/) or MySQL, as PaaS add-ons spell it
         url = read.first(DATABASE_VARIABLES) or "sqlite:///service.sqlite3"
-        self.SQLALCHEMY_DATABASE_URI, self.SQLALCHEMY_ENGINE_OPTIONS = database(url)
+        self.SQLALCHEMY_DATABASE_URI, self.SQLALCHEMY_ENGINE_OPTIONS, hosts = database(url)
+        # ... the nodes of a cluster, as (name, port); the URL has the first
+        self.DATABASE_HOSTS = hosts
 
         # Main server: its base URL, and the secret shared with it
         self.MAIN_SERVER_URL = read.url("MAIN_SERVER_URL")
@@ -80,35 +82,37 @@ DATABASE_VARIABLES = (
 # Connections a process: small plans allow ten, for two web processes and a worker. None is held
 # across a call to others, so a few serve many threads.
 POOL_SIZE = 3
-MYSQL_DRIVERS = ("mysql", "mysql2", "mysql+pymysql", "mariadb", "mariadb+pymysql", "jdbc:mysql")
-# How far `ssl-mode` trusts the server: (encrypted, certificate checked, name checked)
+MYSQL_DRIVERS = ("mysql", "mysql2", "mysql+pymysql", "mariadb", "mariadb+pymysql")
+# How far `ssl-mode` trusts the server: (certificate checked, name checked)
 SSL_MODES = {
-    "disabled": (False, False, False),
-    "preferred": (False, False, False),
-    "required": (True, False, False),
-    "verify_ca": (True, True, False),
-    "verify_identity": (True, True, True),
+    "required": (False, False),
+    "verify_ca": (True, False),
+    "verify_identity": (True, True),
 }
 
 
 def database(text):
-    """The SQLAlchemy URL and engine options for a database URL; raises ConfigError.
+    """The SQLAlchemy URL, engine options and [(host, port)] for a database URL.
 
+    Raises ConfigError. A cluster's nodes are separated by commas: `mysql://user:password@a,b/name`.
     Of the query string only `ssl-mode` and `ssl-ca` are heeded: add-ons put in other drivers'
     options (`reconnect=true`), which PyMySQL refuses.
     """
-    try:
-        url = make_url(text)
-    except ArgumentError as e:
-        raise ConfigError("DATABASE_URL is not a database URL") from e
+    url, *others = _nodes(text)
     if url.drivername == "sqlite":
-        return text, {}
-    if url.drivername not in MYSQL_DRIVERS or not (url.host and url.database):
+        return text, {}, []
+    hosts = [(node.host, node.port or 3306) for node in (url, *others)]
+    whole = url.database and all(host and port < 2**16 for host, port in hosts)
+    if url.drivername not in MYSQL_DRIVERS or not whole:
         raise ConfigError("DATABASE_URL must be sqlite:///… or mysql://user:password@host/name")
     query = {key.lower().replace("_", "-"): value for key, value in url.query.items()}
-    connect = {"charset": "utf8mb4", "connect_timeout": 5, "read_timeout": 30, "write_timeout": 30}
-    if context := _tls(query):
-        connect["ssl"] = context
+    connect = {
+        "charset": "utf8mb4",
+        "connect_timeout": 5,
+        "read_timeout": 30,
+        "write_timeout": 30,
+        "init_command": "SET SESSION innodb_lock_wait_timeout=10",
+    } | _tls(query)
     options = {
         "connect_args": connect,
         "isolation_level": "READ COMMITTED",
@@ -117,26 +121,46 @@ def database(text):
         "pool_size": POOL_SIZE,
         "max_overflow": 0,
     }
-    return url.set(drivername="mysql+pymysql", query={}), options
+    return url.set(drivername="mysql+pymysql", query={}), options, hosts
+
+
+def _nodes(text):
+    """The URL once for each of its comma-separated hosts."""
+    scheme, _, rest = text.partition("://")
+    authority, slash, path = rest.partition("/")
+    user, at, hosts = authority.rpartition("@")
+    try:
+        return [
+            make_url(f"{scheme}://{user}{at}{host.strip()}{slash}{path}")
+            for host in hosts.split(",")
+        ]
+    except (ArgumentError, ValueError) as e:
+        raise ConfigError("DATABASE_URL is not a database URL") from e
 
 
 def _tls(query):
-    """One TLS context for all connections: PyMySQL would build one each, at ten times the cost."""
-    mode = query.get("ssl-mode", query.get("sslmode", ""))
+    """PyMySQL's options for `ssl-mode`.
+
+    One TLS context serves all connections, since building one costs ten times a connection.
+    """
     ca = query.get("ssl-ca")
-    mode = str(mode).lower().replace("-", "_") or ("verify_ca" if ca else "preferred")
+    mode = query.get("ssl-mode", query.get("sslmode", "verify_ca" if ca else "preferred"))
+    mode = str(mode).lower().replace("-", "_")
+    if mode == "disabled":
+        return {"ssl_disabled": True}
+    if mode == "preferred":
+        return {}  # what PyMySQL does by itself: TLS where the server offers it
     if mode not in SSL_MODES:
-        raise ConfigError(f"DATABASE_URL: ssl-mode must be one of {', '.join(SSL_MODES)}")
-    encrypted, check_certificate, check_name = SSL_MODES[mode]
-    if not encrypted:
-        return None
+        known = ", ".join(["disabled", "preferred", *SSL_MODES])
+        raise ConfigError(f"DATABASE_URL: ssl-mode must be one of {known}")
+    check_certificate, check_name = SSL_MODES[mode]
     try:
         context = ssl.create_default_context(cafile=ca)
     except OSError as e:
         raise ConfigError("DATABASE_URL: ssl-ca is not a file of certificates") from e
     context.check_hostname = check_name
     context.verify_mode = ssl.CERT_REQUIRED if check_certificate else ssl.CERT_NONE
-    return context
+    return {"ssl": context}
 
 
 class _Reader:

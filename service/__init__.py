@@ -10,7 +10,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 from config import Config
 from service import api, cli, delivery, logs, upstream
-from service.models import db, migrate, set_up_galera, set_up_sqlite
+from service.models import db, migrate, set_up_mysql, set_up_sqlite
 
 MAX_BODY_BYTES = 256 * 2**10
 
@@ -36,8 +36,10 @@ def create_app(config=None):
         app, db, directory=str(Path(__file__).with_name("migrations")), render_as_batch=False
     )
     with app.app_context():
-        set_up = set_up_sqlite if db.engine.dialect.name == "sqlite" else set_up_galera
-        set_up(db.engine)
+        if db.engine.dialect.name == "sqlite":
+            set_up_sqlite(db.engine)
+        else:
+            set_up_mysql(db.engine, config.DATABASE_HOSTS)
     upstream.init_app(app)
     delivery.init_app(app)
 

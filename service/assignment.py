@@ -1,5 +1,6 @@
 """Getting a number for a user: limit, Idempotency-Key, the main server, the records."""
 
+import contextlib
 import logging
 import re
 import time
@@ -7,7 +8,7 @@ from datetime import timedelta
 
 from flask import current_app
 from sqlalchemy import func, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from service import upstream
 from service.errors import (
@@ -45,11 +46,12 @@ def get_number(user, country_id, operator_id, number_format, idempotency_key):
     row = _reserve(user, country_id, operator_id, idempotency_key)
     if row.state == "assigned":
         return row
+    told = {"request": row.id, "user_id": user.id, "country_id": country_id}
     try:
         phone_code = phone_code_of(country_id) if number_format == "national" else None
         grant = upstream.get_number(country_id, operator_id, _upstream_key(user, idempotency_key))
     except upstream.UpstreamError as e:
-        _give_up(row, e)
+        _give_up(row, e, told)
         raise (NoNumberReceived if isinstance(e, upstream.NoNumber) else UnableToGetNumber) from e
     except Exception:
         transact(lambda: db.session.delete(row))  # the country list: no number was asked for
@@ -59,16 +61,11 @@ def get_number(user, country_id, operator_id, number_format, idempotency_key):
     except Exception as e:
         # Granted, but nowhere recorded: this line is all that is left to find it by
         event(
-            log,
-            "number_not_recorded",
-            logging.CRITICAL,
-            exc_info=True,
-            phone_number=f"+{grant.digits}",
-            request=row.id,
-            user_id=user.id,
-            country_id=country_id,
-            operator_id=operator_id,
-        )
+            log, "number_not_recorded", logging.CRITICAL, exc_info=True,
+            phone_number=f"+{grant.digits}", operator_id=operator_id, **told,
+        )  # fmt: skip
+        with contextlib.suppress(DBAPIError):
+            transact(lambda: _mark_unknown(told["request"]), patience=0)
         raise UnableToGetNumber from e
     event(log, "number_assigned", number_id=row.id, user_id=user.id, country_id=country_id)
     return row
@@ -183,21 +180,22 @@ def _used(user, now, except_id):
         return (db.session.scalar(numbers) or 0) + db.session.scalar(asking) - mine
 
 
-def _give_up(row, error):
+def _give_up(row, error, told):
     """Record that no number came: the row goes, unless the main server may have granted one."""
-    if not error.granted:
+    if error.granted:
+        event(log, "number_unknown", logging.WARNING, exc_info=True, **told)
+        transact(lambda: _mark_unknown(told["request"]))
+    else:
+        event(log, "number_refused", why=error, **told)
         transact(lambda: db.session.delete(row))
-        event(log, "number_refused", user_id=row.user_id, country_id=row.country_id, why=error)
-        return
 
-    def mark():
-        row.state = "unknown"
 
-    transact(mark)
-    event(
-        log, "number_unknown", logging.WARNING, exc_info=True,
-        request=row.id, user_id=row.user_id, country_id=row.country_id,
-    )  # fmt: skip
+def _mark_unknown(row_id):
+    db.session.execute(
+        update(PhoneNumber)
+        .where(PhoneNumber.id == row_id, PhoneNumber.state == "requested")
+        .values(state="unknown")
+    )
 
 
 def _assign(row, grant, phone_code):

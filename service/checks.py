@@ -6,6 +6,7 @@ from datetime import timedelta
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from flask import current_app
+from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from service import delivery, upstream
@@ -63,6 +64,25 @@ def lasting_disk():
         yield "the database is SQLite on a disk that this platform throws away: set DATABASE_URL"
 
 
+def connections():
+    """All processes' pools together fit into what the database server allows."""
+    if db.engine.dialect.name == "sqlite":
+        return
+    limits = "SELECT @@max_connections, @@max_user_connections"
+    try:
+        allowed = min(limit for limit in db.session.execute(text(limits)).one() if limit)
+    except SQLAlchemyError:
+        return  # schema() says so
+    finally:
+        db.session.rollback()
+    processes = current_app.config["WEB_CONCURRENCY"] + 1
+    if db.engine.pool.size() * processes > allowed:
+        yield (
+            f"{processes} processes (WEB_CONCURRENCY and a worker) of {db.engine.pool.size()} "
+            f"connections are more than the {allowed} that the database server allows"
+        )
+
+
 def due_deliveries():
     """A worker takes what is due within a second: what has long been due has none."""
     try:
@@ -75,4 +95,4 @@ def due_deliveries():
         yield f"{late} webhook deliveries are due and no worker takes them"
 
 
-CHECKS = (main_server, secret_key, schema, lasting_disk, due_deliveries)
+CHECKS = (main_server, secret_key, schema, lasting_disk, connections, due_deliveries)

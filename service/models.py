@@ -1,11 +1,14 @@
 """The records: who may ask, who got which number, which SMS came, what became of it."""
 
+import contextlib
 import hashlib
 import random
 import secrets
+import threading
 import time
 from datetime import UTC, date, datetime
 
+import pymysql
 from flask_migrate import Migrate
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import (
@@ -344,31 +347,39 @@ def upsert(model, key, values, changes):
 # MySQL: deadlock, lock wait timeout, shutdown, cannot connect, server gone, lost connection,
 # lost while reading, too many connections; Galera: node not ready
 _PASSING_MYSQL = {1213, 1205, 1053, 2003, 2006, 2013, 2055, 1040, 1047}
-_TRIES = 8
+_GALERA_NOT_READY = 1047
+# Seconds for which a transaction is tried again: a database server restarts in fewer
+_PATIENCE = 10
+# SQLite lets whoever asks at the right moment write next; threads of one process take turns
+_sqlite_turn = threading.RLock()
 
 
-def transact(work):
+def transact(work, patience=_PATIENCE):
     """Run `work()` in a writing transaction, commit, and return what it returned.
 
     A deadlock, a lock timeout, a lost connection or a busy SQLite file runs the whole of it
-    again, a bounded number of times: `work` must do nothing but use the database. An open
-    read transaction of this session is ended first.
+    again, for `patience` seconds: `work` must do nothing but use the database. An open read
+    transaction of this session is ended first.
     """
     db.session.commit()
-    for attempt in range(1, _TRIES + 1):
+    give_up = time.monotonic() + patience
+    pause = 0.02
+    while True:
         try:
-            db.session.connection(execution_options={"writes": True})
-            result = work()
-            db.session.commit()
+            with _turn():
+                db.session.connection(execution_options={"writes": True})
+                result = work()
+                db.session.commit()
             return result
         except DBAPIError as e:
             db.session.rollback()
-            if attempt == _TRIES or not _passing(e):
+            if time.monotonic() > give_up or not _passing(e):
                 raise
-            time.sleep(random.uniform(0.5, 1) * 0.01 * 2**attempt)
         except BaseException:
             db.session.rollback()
             raise
+        time.sleep(pause * random.uniform(0.5, 1))
+        pause = min(2 * pause, 1)
 
 
 def release():
@@ -376,20 +387,61 @@ def release():
     db.session.commit()
 
 
+def _turn():
+    sqlite = db.engine.dialect.name == "sqlite"
+    return _sqlite_turn if sqlite else contextlib.nullcontext()
+
+
+def _code(error):
+    return next(iter(getattr(error, "args", ())), None)
+
+
 def _passing(error):
-    code = next(iter(getattr(error.orig, "args", ())), None)
+    code = _code(error.orig)
     return error.connection_invalidated or code in _PASSING_MYSQL or "locked" in str(error.orig)
 
 
-def set_up_galera(engine):
-    """On a Galera node, let every transaction see what was committed on the others before."""
+def set_up_mysql(engine, hosts):
+    """Connect to the first of `hosts` ((name, port), …) that is fit, from the last one that was.
 
-    @event.listens_for(engine, "connect")
-    def _connect(connection, _record):
-        with connection.cursor() as cursor:
-            cursor.execute("SHOW STATUS LIKE 'wsrep_ready'")
-            if cursor.fetchone():
-                cursor.execute("SET SESSION wsrep_sync_wait=1")
+    On a Galera cluster every transaction sees what was committed on other nodes before; a
+    node that has lost the others is left for the next one.
+    """
+    hosts = list(hosts)
+
+    @event.listens_for(engine, "do_connect")
+    def _connect(dialect, _record, args, params):
+        for last in [False] * (len(hosts) - 1) + [True]:
+            name, port = hosts[0]
+            try:
+                return _set_up_galera(
+                    dialect.connect(*args, **params | {"host": name, "port": port})
+                )
+            except dialect.loaded_dbapi.OperationalError:
+                hosts.append(hosts.pop(0))
+                if last:
+                    raise
+
+    @event.listens_for(engine, "handle_error")
+    def _leave_lost_node(context):
+        if _code(context.original_exception) == _GALERA_NOT_READY:
+            context.is_disconnect = True
+
+
+def _set_up_galera(connection):
+    with connection.cursor() as cursor:
+        if not _is_on(cursor, "VARIABLES LIKE 'wsrep_on'"):
+            return connection
+        if not _is_on(cursor, "STATUS LIKE 'wsrep_ready'"):
+            connection.close()
+            raise pymysql.err.OperationalError(_GALERA_NOT_READY, "the node is not ready")
+        cursor.execute("SET SESSION wsrep_sync_wait=1")
+    return connection
+
+
+def _is_on(cursor, what):
+    cursor.execute(f"SHOW {what}")
+    return (cursor.fetchone() or ("", "OFF"))[1] == "ON"
 
 
 def set_up_sqlite(engine):

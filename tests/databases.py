@@ -61,6 +61,10 @@ def emptied(server):
     return server.url("migrated")
 
 
+# For what SQLite does not have: deadlocks, TLS
+on_mariadb = pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
+
+
 @pytest.fixture(params=["sqlite", "mariadb"])
 def database_url(request, tmp_path):
     """DATABASE_URL of a migrated, empty database; each test runs once on each engine."""

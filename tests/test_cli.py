@@ -7,6 +7,7 @@ from sqlalchemy import inspect
 from config import Config, ConfigError
 from service.models import User, db
 from tests.conftest import SYSTEM_KEY
+from tests.databases import on_mariadb
 from tests.peers import sandbox
 
 
@@ -135,6 +136,19 @@ def test_doctor_on_a_paas_disk_with_an_old_schema(make_app, flask, monkeypatch, 
         output = flask("doctor", exit_code=1, runner=app.test_cli_runner())
     assert "flask db upgrade" in output
     assert ("SQLite on a disk" in output) == empty_database_url.startswith("sqlite")
+
+
+@on_mariadb
+def test_doctor_counts_the_connections(make_app, flask, mariadb_server):
+    with sandbox() as url:
+        runner = make_app(MAIN_SERVER_URL=url, WEB_CONCURRENCY=4).test_cli_runner()
+        assert flask("doctor", "--json", runner=runner)["ok"]
+        mariadb_server.run("SET GLOBAL max_connections=10")
+        try:
+            output = flask("doctor", exit_code=1, runner=runner)
+        finally:
+            mariadb_server.run("SET GLOBAL max_connections=200")
+    assert "5 processes (WEB_CONCURRENCY and a worker) of 3 connections are more than" in output
 
 
 def test_migrations_go_up_and_down_and_leave_no_drift(make_app, empty_database_url):

@@ -28,6 +28,8 @@ def one_at_a_time(connection):
     if db.engine.dialect.name == "sqlite":
         yield
         return
+    # A change to a big table takes longer than any answer that the service waits for
+    connection.connection.driver_connection._read_timeout = None
     if not connection.scalar(text("SELECT GET_LOCK('otp_service_migrations', 120)")):
         raise RuntimeError("another process has been migrating the database for two minutes")
     connection.commit()
