@@ -1,9 +1,9 @@
-# make run: set-up and the demo; make test: set-up and the tests
+# make run: set-up and the demo; make test: set-up and the tests; make torture: 100 kills a database
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test clean
+.PHONY: run test torture clean
 # REQUIRE_ALL=1: a part that is missing on this machine fails its tests instead of skipping them
 export REQUIRE_ALL
 
@@ -14,6 +14,9 @@ test: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest $(ARGS)
+
+torture: $(VENV)/.test
+	$(BIN)/python -m tests.torture sqlite mariadb galera --kills 100
 
 $(VENV)/.run: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'

@@ -95,8 +95,9 @@ def present(row, number_format):
 
 
 def _request_lease():
-    # Longer than the country list and the number can take together
-    return timedelta(seconds=2 * current_app.config["UPSTREAM_TIMEOUT"] + 30)
+    # Longer than the country list and the number take together; no more, since a repeat of a
+    # call whose process died waits for it
+    return timedelta(seconds=2 * current_app.config["UPSTREAM_TIMEOUT"] + 10)
 
 
 def _upstream_key(user, idempotency_key):

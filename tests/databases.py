@@ -41,10 +41,12 @@ def mariadb_server(tmp_path_factory):
     server = mariadb.MariaDB(
         tmp_path_factory.mktemp("mariadb"), "--innodb-flush-log-at-trx-commit=2"
     ).start()
-    server.run("CREATE DATABASE migrated")
-    migrate(server.url("migrated"))
-    yield server
-    server.stop()
+    try:
+        server.run("CREATE DATABASE migrated")
+        migrate(server.url("migrated"))
+        yield server
+    finally:
+        server.stop()
 
 
 def emptied(server):

@@ -1,10 +1,12 @@
 """A private MariaDB server for the tests: own directory, 127.0.0.1, a free port, stopped by pid."""
 
+import contextlib
 import os
 import shutil
 import socket
 import subprocess
 import time
+from pathlib import Path
 
 import pymysql
 
@@ -82,3 +84,65 @@ class MariaDB:
     def kill(self):
         self.process.kill()
         self.process.wait()
+
+
+GALERA = "/usr/lib/galera/libgalera_smm.so"
+
+
+def galera_missing():
+    """Why a Galera cluster cannot be started here; None when it can."""
+    if not Path(GALERA).exists():
+        return "galera-4 is not installed"
+    return missing() or (None if shutil.which("rsync") else "rsync is not installed")
+
+
+class GaleraNode(MariaDB):
+    """A node of a cluster on loopback; `ports` are those of all nodes' group communication.
+
+    root's rsync would serve the data as "nobody": a root that tests lets "mysql" run the node.
+    """
+
+    def __init__(self, folder, n, ports):
+        folder.mkdir()
+        if os.getuid() == 0:
+            shutil.chown(folder, "mysql")
+        state_transfer = free_port()
+        super().__init__(
+            folder, "--binlog-format=ROW", "--innodb-autoinc-lock-mode=2",
+            "--innodb-flush-log-at-trx-commit=2",  # a node that dies gets the rest from the others
+            "--wsrep-on=ON", f"--wsrep-provider={GALERA}", "--wsrep-sst-method=rsync",
+            f"--wsrep-node-name=node{n}", "--wsrep-node-address=127.0.0.1",
+            f"--wsrep-sst-receive-address=127.0.0.1:{state_transfer}",
+            "--wsrep-cluster-address=gcomm://" + ",".join(f"127.0.0.1:{port}" for port in ports),
+            f"--wsrep-provider-options=base_port={ports[n]};"
+            f"gmcast.listen_addr=tcp://127.0.0.1:{ports[n]};"
+            f"ist.recv_addr=127.0.0.1:{free_port()};gcache.size=64M",
+        )  # fmt: skip
+
+    def _user(self):
+        return ["--user=mysql"] if os.getuid() == 0 else []
+
+    def wait_until_synced(self):
+        state = "SHOW STATUS LIKE 'wsrep_local_state_comment'"
+        while True:
+            with contextlib.suppress(pymysql.err.OperationalError):
+                if self.run(state)[0][1] == "Synced":
+                    return
+            time.sleep(0.1)
+
+
+def cluster(folder, size):
+    """A running Galera cluster of `size` nodes in `folder`, into which every user may look."""
+    folder.chmod(0o755)
+    ports = [free_port() for _ in range(size)]
+    nodes = [GaleraNode(folder / f"node{n}", n, ports) for n in range(size)]
+    try:
+        for node in nodes:
+            node.start(*(["--wsrep-new-cluster"] if node is nodes[0] else []))
+            node.wait_until_synced()
+    except BaseException:
+        for node in nodes:
+            if node.process:
+                node.kill()
+        raise
+    return nodes
