@@ -182,10 +182,14 @@ class Client(threading.Thread):
 
 
 class Database:
-    """Where it runs: `urls` for the service, how to kill it (None: not), and what ends it."""
+    """Where it runs: `urls` for the service, its `servers`, and how to kill one (None: not)."""
 
-    def __init__(self, urls, kill=None, stop=lambda: None):
-        self.urls, self.kill, self.stop = urls, kill, stop
+    def __init__(self, urls, servers=(), kill=None):
+        self.urls, self.servers, self.kill = urls, servers, kill
+
+    def stop(self):
+        for server in self.servers:
+            server.stop()
 
 
 def sqlite(folder):
@@ -200,7 +204,7 @@ def mariadb(folder):
         server.kill()
         server.start()
 
-    return Database([server.url("torture")], kill, server.stop)
+    return Database([server.url("torture")], [server], kill)
 
 
 def galera(folder):
@@ -216,13 +220,9 @@ def galera(folder):
         node.start()
         node.wait_until_synced()
 
-    def stop():
-        for node in nodes:
-            node.stop()
-
     orders = (hosts, hosts[1:] + hosts[:1])
     urls = [f"mysql://root@{','.join(order)}/torture" for order in orders]
-    return Database(urls, kill, stop)
+    return Database(urls, nodes, kill)
 
 
 DATABASES = {"sqlite": sqlite, "mariadb": mariadb, "galera": galera}
