@@ -60,6 +60,7 @@ def _store(sms, provider, source):
         first.dedupe_key = None
         db.session.flush()
 
+    found = otp.Found(sms.otp_code, "given") if sms.otp_code else otp.extract(sms.sms_text)
     received_at = min(sms.received_at or now, now)
     number = PhoneNumber.holding(sms.digits, received_at)
     message = Message(
@@ -68,7 +69,8 @@ def _store(sms, provider, source):
         provider=provider,
         digits=sms.digits,
         sms_text=sms.sms_text,
-        otp_code=sms.otp_code or otp.extract(sms.sms_text),
+        otp_code=found and found.code,
+        otp_rule=found and found.rule,
         dedupe_key=dedupe_key,
         received_at=received_at,
         created_at=now,

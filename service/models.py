@@ -30,7 +30,7 @@ from sqlalchemy.dialects import mysql, sqlite
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-from service.errors import InvalidApiKey
+from service.errors import InvalidApiKey, InvalidIngestKey
 
 NUMBER_FORMATS = ("full", "national", "remove_plus")
 SUMMARY_SHARDS = 16
@@ -145,8 +145,18 @@ class Provider(db.Model):
     format: Mapped[str] = mapped_column(String(32))
     key_hash: Mapped[str] = mapped_column(ASCII, unique=True)
     secret: Mapped[str | None] = mapped_column(String(512))  # sealed
+    # The number that the gateway holds, for one that does not tell; digits
+    number: Mapped[str | None] = mapped_column(String(20))
     active: Mapped[bool] = mapped_column(default=True)
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
+
+    @classmethod
+    def by_ingest_key(cls, key):
+        """The provider who holds `key` and is not disabled; raises InvalidIngestKey."""
+        provider = db.session.scalar(select(cls).where(cls.key_hash == sha256(key)))
+        if provider is None or not provider.active:
+            raise InvalidIngestKey
+        return provider
 
 
 class Operator(db.Model):
@@ -214,6 +224,8 @@ class Message(db.Model):
         Text().with_variant(mysql.MEDIUMTEXT(), "mysql", "mariadb")
     )
     otp_code: Mapped[str | None] = mapped_column(String(32))
+    # Which rule of `otp` decided on the code; "given" when the provider sent it along
+    otp_rule: Mapped[str | None] = mapped_column(String(32))
     # What makes it a duplicate; None once its 10 minutes without a message id are over
     dedupe_key: Mapped[str | None] = mapped_column(ASCII, unique=True)
     received_at: Mapped[datetime] = mapped_column(UTCDateTime)

@@ -1,31 +1,310 @@
-"""Finds the one-time code in an SMS: text in, code or None out."""
+"""Finds the one-time code in an SMS: text in, the code and the rule that found it out."""
 
 import re
+import tomllib
 import unicodedata
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import lru_cache
+from operator import attrgetter
+from pathlib import Path
 
-MAX_TEXT = 1600
-_KEYWORD = re.compile(
-    r"\b(?:otp|code|codes|pin|password|passcode|verification|verify|token|código|codigo|kod|kode)\b",
-    re.IGNORECASE,
+MAX_TEXT = 1600  # characters that are read: ten SMS
+
+# How sure a code is, from 100 for "code: 1234" down; below SURE, none is better than a wrong one
+SURE = 40
+AFTER = 5  # less for a code that comes before its label
+PER_LETTER = 1.3  # less for each letter in between
+NAMED = 0.5  # of it, with "is" or a colon right before the code
+NEXT_SENTENCE = 50  # less when a sentence ends in between
+CLEAR_LEAD = 12  # by which the best must lead another code
+
+DIRECT = 8  # letters between a label and what is right beside it: "code you need: 123"
+LINE = 20  # letters that still count before a code on a line of its own
+OTHER_REACH = 16  # characters from the end of "order" to a number that is the order's
+
+# The rules, an example each; what the provider itself named as the code is `given`
+RULES = {
+    "origin-bound": "Your code is 747723.\n\n@example.com #747723",
+    "keyword-before": "Your code is 493817",
+    "keyword-after": "493817 is your code",
+    "alone": "493817",
+}
+
+# What is no code whatever stands around it, an example each; words are in otp_words.toml.
+# So that the time stays linear, nothing repeats without a bound but \S and what is fixed.
+MASKS = {
+    "https://x.io/c?code=493817": r"\b[a-z]{2,10}://\S+|\bwww\.\S+",
+    "x.io/493817": r"(?<![\w@.-])(?:[a-z0-9-]{1,40}\.){1,4}[a-z]{2,10}/\S*",
+    "otp1234@x.io": r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,40}(?:\.[\w-]{1,40}){1,4}",
+    "192.168.10.20": r"(?<![\d.])\d{1,3}(?:\.\d{1,3}){3}(?![\d.])",
+    "*123*4567#": r"[*#]{1,2}\d{2,8}(?:\*\d{1,12}){0,4}#",
+    "2025-06-04": r"(?<!\d)(?:19|20)\d\d(?P<y>[-/.] ?)\d{1,2}(?P=y)\d{1,2}(?!\d)",
+    "04.06.2025": r"(?<!\d)\d{1,2}(?P<d>[-/.])\d{1,2}(?P=d)(?: ?(?:19|20))?\d\d(?!\d)",
+    "04.06.": r"(?<![\d.])[0-3]?\d\.[01]?\d\.(?!\d)",
+    "04-Jun-2025": r"(?<!\d)\d{1,2}(?:[-/ ]|\. )[^\W\d_]{3,12}[-/ ,.]{1,2}(?:19|20)\d\d(?!\d)",
+    "04-Jun-25": r"(?<!\d)\d{1,2}-[a-z]{3}-\d\d(?!\d)",
+    "18:32": r"(?<!\d)\d{1,2}[:h]\d\d(?::\d\d)?(?!\d)",
+    "25%": r"(?<!\d)[\d.,]{1,7} ?[%٪]|[%٪] ?[\d.,]{1,7}",
+    "+44 7400 849540": r"\+\d[\d ()./-]{5,18}\d",
+    "(800) 555-0123": r"\(\d{2,5}\)[ -]?\d{2,4}[ -]?\d{2,4}",
+    "0800 123 456": r"(?<![\d-])[01]\d{2,3}[ -]\d{2,4}[ -]\d{2,5}(?!\d)",
+    "$1,234.50": r"[$€£¥₹₽₴₸₺₦₱₩₫₪₵₡₭₮฿៛৳] ?\d[\d.,']{0,14}",
+    "1 234,50 €": r"(?<!\d)\d{1,3}(?:[ .,']?\d{3}){0,4}(?:[.,]\d{1,2})? ?[$€£¥₹₽₴₸₺₦₱₩₫₪₵₡₭₮฿៛৳]",
+    "1.234,50": r"(?<![\d.,])\d{1,12}(?:[.,' ]\d{3}){0,4}[.,]\d\d(?!\d)",
+    "12,499": r"(?<!\d)(?<!\d[.,])\d{1,3}(?:[.,']\d{3}){1,4}(?!\d)",
+    "card *1234": r"(?:[*•·×]{1,12}|(?<![a-z])x{1,12}|\.{2,4})[ -]?\d{3,5}(?![\d*])",
+}
+
+_MASK = re.compile("|".join(MASKS.values()))
+_ORIGIN_BOUND = re.compile(
+    r"^@[\w.-]{1,253} #([a-z0-9]{3,10}|[a-z0-9]{2,5}-[a-z0-9]{2,5})(?: [%@]\S+)?\s*\Z",
+    re.MULTILINE | re.IGNORECASE | re.ASCII,
 )
+_RETRIEVER_HASH = re.compile(r"\s[A-Za-z0-9+/]{11}\s*\Z")
 _CANDIDATE = re.compile(
-    r"(?<![\w.,:/+-])(?:[A-Z]-)?([0-9]{4,10}|[0-9]{3}[- ][0-9]{3})(?![\w/:-]|[.,][0-9])"
+    # G-493817: the service's letter is no part of the code
+    r"(?<![\w/@&+-])[A-Z]{1,2}-(?P<prefixed>\d{4,8})(?![\w/]|-\w)"
+    # AB12CD, AB1-2CD
+    r"|(?<![A-Za-z0-9_/@&+.-])(?P<mixed>(?=[A-Z]{1,9}\d|[a-z]{1,9}\d|\d{1,9}[A-Za-z])"
+    r"[A-Za-z0-9]{2,10}(?:-[A-Z0-9]{2,6})?)(?![A-Za-z0-9_/@=-]|\.\w)"
+    # 493817, 493-817, 4 9 3 8 1 7; some languages hang a suffix on: 493817-dir
+    r"|(?<![A-Za-z0-9_/@&])(?<!\d[.,:])(?P<digits>\d+(?:[ -]\d+)*)"
+    r"(?![A-Z0-9_/@=]|[.,:]\d|-[A-Z0-9])"
 )
+_SENTENCE_END = re.compile(r"(?<!\brs|\bnr|\bno)[.!?;]\s|[。！？؟।]")
+# "PIN for the locker: 5093", where "locker 5093" would be no code
+_OF_ITS = re.compile(r"[^.,:;!?|]{1,40}[:=] ?")
+_NO_SPACES = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3040-\ud7ff]")
+# What no decomposition knows; and a comma that must not look like the one of "1,5" afterwards
+_LETTERS = str.maketrans("ıłøđðŁØĐÐ，", "iloddLODD、", "ـ")
+_OPENING = " \n\"'«„“”‘([{<*-–「『【"
+_start, _end = attrgetter("start"), attrgetter("end")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A code, 3 to 10 ASCII digits and letters, and which of RULES decided."""
+
+    code: str
+    rule: str
+
+
+@dataclass(frozen=True)
+class Label:
+    """A word of otp_words.toml at its place in a text."""
+
+    start: int
+    end: int
 
 
 def extract(text):
-    """The code in `text` as ASCII digits, or None when there is none or it is not clear which.
+    """The one-time code in `text` as a Found, or None when there is none or it is not clear which.
 
-    A number alone is a code only near a word such as "code"; the nearest one is taken.
+    Origin-bound codes: https://wicg.github.io/sms-one-time-codes/. The prefix and the hash of
+    the SMS Retriever: https://developers.google.com/identity/sms-retriever/verify.
     """
-    text = unicodedata.normalize("NFKC", text[:MAX_TEXT])
-    text = "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in text)
-    keywords = [m.span() for m in _KEYWORD.finditer(text)]
-    if not keywords:
-        return None
-    found = {}
+    text = _fold(text[:MAX_TEXT])
+    if bound := _ORIGIN_BOUND.search(text):
+        return Found(bound[1].replace("-", ""), "origin-bound")
+    text = _RETRIEVER_HASH.sub("", text.removeprefix("<#>"))
+    # Equally long, so that what is looked for in small letters has the same place in `text`
+    small = text.lower()
+    promo = "%" in small
+    small = _MASK.sub(lambda mask: "¦" * len(mask[0]), small)
+    text = "".join("¦" if s == "¦" else t for t, s in zip(text, small, strict=True))
+
+    labels = _labels(small)
+    scored = {}
     for match in _CANDIDATE.finditer(text):
-        distance = min(max(match.start() - end, start - match.end(), 0) for start, end in keywords)
-        code = re.sub("[- ]", "", match[1])
-        found[code] = min(distance, found.get(code, distance))
-    return min(found, key=found.get) if found else None
+        for code, needs_direct in _codes(match, promo or bool(labels["promo"])):
+            if text.strip(" \r\n.") == match[0] and not needs_direct:
+                return Found(code, "alone")
+            score, rule = _score(small, match.start(), match.end(), labels, needs_direct)
+            if score >= SURE and score > scored.get(code, (0, ""))[0]:
+                scored[code] = score, rule
+    best = sorted(((score, code, rule) for code, (score, rule) in scored.items()), reverse=True)
+    if not best or (len(best) > 1 and best[0][0] - best[1][0] < CLEAR_LEAD):
+        return None
+    return Found(best[0][1], best[0][2])
+
+
+def _fold(text):
+    """Compatibility forms, accents, vowel signs, invisible characters and digits made plain."""
+    plain = []
+    for char in unicodedata.normalize("NFKD", text.translate(_LETTERS)):
+        if char.isdecimal():
+            plain.append(str(unicodedata.decimal(char)))
+        elif char in "\r\n\t":
+            plain.append("\n" if char != "\t" else " ")
+        elif unicodedata.category(char)[0] == "Z":
+            plain.append(" ")
+        elif unicodedata.category(char) not in ("Cf", "Cc", "Mn", "Mc", "Me"):
+            plain.append(char)
+    return unicodedata.normalize("NFC", "".join(plain))[:MAX_TEXT]
+
+
+def _codes(match, promo):
+    """(code, whether it needs a label right beside it) of a candidate; nothing when it is none."""
+    if match["prefixed"]:
+        yield match["prefixed"], False
+    elif match["mixed"]:
+        code = match["mixed"].replace("-", "")
+        if 4 <= len(code) <= 10 and not promo and not code.isdigit():
+            yield code, not match["mixed"].isupper()
+    else:
+        groups = re.split("[ -]", match["digits"])
+        shape = [len(group) for group in groups]
+        code = "".join(groups)
+        if len(groups) == 1 and 3 <= len(code) <= 10:
+            year = re.fullmatch("(19|20)..", code) is not None
+            before = match.string[match.start() - 1 : match.start()]
+            yield code, len(code) == 3 or year or before == "-"
+        elif shape == [3, 3] or (set(shape) == {1} and 4 <= len(shape) <= 10):
+            yield code, False
+        elif len(groups) <= 3 and 4 <= len(code) <= 10 and shape != [2, 2]:
+            yield code, True
+
+
+def _score(text, start, end, labels, needs_direct):
+    """(how sure it is from 0 to 100 that text[start:end] is a code, by which rule)."""
+    before, after = _last_before(labels["code"], start), _first_after(labels["code"], end)
+    if _counts_units(text, start, end, labels) or _is_of_another(text, start, labels, before):
+        return 0, ""
+    found = [(0, "")]
+    if before:
+        gap = text[before.end : start]
+        if text[start - 1 : start] + text[end : end + 1] == "\n\n":
+            gap = gap[:LINE]
+        opened = before.end + len(gap.rstrip(_OPENING))
+        named = any(x.end == opened for x in labels["is"]) or text[opened - 1] in ":="
+        found.append((_closeness(gap, needs_direct, named), "keyword-before"))
+    if after:
+        found.append((_closeness(text[end : after.start], needs_direct) - AFTER, "keyword-after"))
+    return max(found)
+
+
+def _counts_units(text, start, end, labels):
+    """Whether it is an amount or a duration: 4500 euros, EUR 4500, 15 minutes, 24h."""
+    beside = (end, end + 1) if text[end : end + 1] in (" ", "-") else (end,)
+    for kind in ("currency", "unit") if end - start < 6 else ("currency",):
+        last, after = _last_before(labels[kind], end), _first_after(labels[kind], end)
+        if after and after.start in beside:
+            return True
+        if last and last.end == end and text[start : last.start].isdigit():
+            return True
+    before, at = _last_before(labels["currency"], start), _first_after(labels["currency"], start)
+    return bool((before and before.end >= start - 1) or (at and at.start == start))
+
+
+def _is_of_another(text, start, labels, before):
+    """Whether a word like "order", nearer than the code's label, says whose number it is."""
+    other = _last_before(labels["other"], start)
+    if not other or (before and other.end <= before.end):
+        return False
+    gap = text[other.end : start]
+    if len(gap) > OTHER_REACH or _letters(gap) > DIRECT or re.search(r"[\d¦]", gap):
+        return False
+    return not (before and _OF_ITS.fullmatch(text, before.end, start))
+
+
+def _closeness(gap, needs_direct, named=False):
+    letters = _letters(gap) * (NAMED if named else 1)
+    sentence_end = _SENTENCE_END.search(gap) is not None
+    if needs_direct and (letters > DIRECT or sentence_end):
+        return 0
+    return 100 - PER_LETTER * letters - NEXT_SENTENCE * sentence_end
+
+
+def _letters(gap):
+    """How many letters; those of scripts without spaces say more and count for more."""
+    return sum(char.isalpha() + 2 * bool(_NO_SPACES.match(char)) for char in gap)
+
+
+def _labels(text):
+    """{kind: [Label]} of all words of otp_words.toml in folded small letters."""
+    found = defaultdict(list)
+    tail = Label(0, 0)  # the rest of a word, looked at once however many words are in it
+    for place in range(len(text)):
+        longest = {}
+        for key in (text[place : place + 2], text[place]):
+            for word, kind, any_before, any_after in _WORDS.get(key, ()):
+                end = place + len(word)
+                if (
+                    len(word) > len(longest.get(kind, ("",))[0])
+                    and text.startswith(word, place)
+                    and (any_before or not _glued(text, place))
+                    and (any_after or not _glued(text, end))
+                ):
+                    longest[kind] = word, any_after
+        if "other" in longest and len(longest["other"][0]) >= len(longest.get("code", ("",))[0]):
+            longest.pop("code", None)
+        for kind, (word, any_after) in longest.items():
+            end = place + len(word)
+            if any_after:
+                if not tail.start <= end <= tail.end:
+                    tail = Label(end, _word_end(text, end))
+                end = tail.end
+            # None inside another of its kind, so that starts and ends both ascend
+            if not found[kind] or end > found[kind][-1].end:
+                found[kind].append(Label(place, end))
+    for outer, inner in (("code", "other"), ("other", "code")):
+        found[inner] = [x for x in found[inner] if not _is_inside(x, found[outer])]
+    ends = {label.end for label in found["promo"]}
+    found["code"] = [x for x in found["code"] if not ends & {x.start, x.start - 1}]
+    return found
+
+
+def _is_inside(label, labels):
+    count = bisect_left(labels, label.start, key=_start)
+    return count > 0 and label.start < labels[count - 1].end
+
+
+def _last_before(labels, place):
+    """The last label that ends at `place` or before."""
+    count = bisect_right(labels, place, key=_end)
+    return labels[count - 1] if count else None
+
+
+def _first_after(labels, place):
+    """The first label that starts at `place` or after."""
+    count = bisect_left(labels, place, key=_start)
+    return labels[count] if count < len(labels) else None
+
+
+def _glued(text, place):
+    """Whether the characters before and at `place` are letters of one word."""
+    return 0 < place < len(text) and _of_one_word(text[place - 1], text[place])
+
+
+@lru_cache(4096)
+def _of_one_word(left, right):
+    return (
+        left.isalpha()
+        and right.isalpha()
+        and left.isascii() == right.isascii()
+        and not _NO_SPACES.match(left)
+        and not _NO_SPACES.match(right)
+    )
+
+
+def _word_end(text, place):
+    while _glued(text, place):
+        place += 1
+    return place
+
+
+def _load(path):
+    """{the first two letters: [(word, kind, whether letters may come before, after)]}"""
+    index = defaultdict(set)
+    for language, kinds in tomllib.loads(path.read_text("utf-8")).items():
+        for kind, words in kinds.items():
+            for word in words:
+                plain = _fold(word.strip("*")).lower()
+                kind = "currency" if language == "currencies" else kind
+                index[plain[:2]].add((plain, kind, word[0] == "*", word[-1] == "*"))
+    return dict(index)
+
+
+_WORDS = _load(Path(__file__).with_name("otp_words.toml"))

@@ -64,6 +64,20 @@ def test_stores_the_sms_and_posts_the_exact_signed_payload(
     assert totals(app, UserSummary, *counts) == totals(app, SystemSummary, *counts) == (1, 1, 1)
 
 
+@pytest.mark.parametrize(
+    ("sms", "code", "rule"),
+    [
+        ({"text": "Your code is 123456"}, "123456", "keyword-before"),
+        ({"text": "see you", "otp_code": "9"}, "9", "given"),
+        ({"text": "see you at 18:30"}, None, None),
+    ],
+)
+def test_the_record_says_which_rule_decided(app, client, make_provider, sms, code, rule):
+    assert client.post(make_provider("gw-1"), json={"to": NUMBER} | sms).status_code == 200
+    [message] = messages(app)
+    assert (message.otp_code, message.otp_rule) == (code, rule)
+
+
 def test_the_published_signature_vector():
     """https://github.com/standard-webhooks/standard-webhooks (the reference libraries' tests)."""
     signature = sign(
