@@ -2,9 +2,8 @@
 
 import logging
 
-from flask import Blueprint, current_app, jsonify, request
+from flask import Blueprint, Response, current_app, jsonify, request
 from marshmallow import ValidationError
-from sqlalchemy import select
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from service import assignment, auth, gateways, ingestion, upstream
@@ -21,7 +20,7 @@ from service.errors import (
     Unauthorized,
 )
 from service.logs import event
-from service.models import Provider, db, release, sha256
+from service.models import Provider, release
 from service.schemas import GetNumberQuery
 from service.secretbox import unseal
 
@@ -84,22 +83,29 @@ def get_number(key):
     )
 
 
-@keyed("/ingest", methods=["POST"])
+@keyed("/ingest", methods=["GET", "POST"])
 def ingest(key):
-    """An SMS from the main server or a gateway."""
+    """An SMS from the main server or a gateway; GET is for the gateways that know nothing else."""
     key = auth.given_key(key)
     if key is None:
         raise InvalidIngestKey
     if auth.is_system_key(key):
-        sms = gateways.main_server(request, current_app.config["MAIN_SERVER_WEBHOOK_SECRET"])
-        return success(ingestion.ingest(sms, sms.provider or "main-server", source="system"))
-    provider = db.session.scalar(select(Provider).where(Provider.key_hash == sha256(key)))
-    if provider is None or not provider.active:
-        raise InvalidIngestKey
+        gateway, provider, source = gateways.FORMATS["main-server"], None, "system"
+        secret, number = current_app.config["MAIN_SERVER_WEBHOOK_SECRET"], None
+    else:
+        provider = Provider.by_ingest_key(key)
+        gateway, source = gateways.FORMATS[provider.format], f"provider {provider.id}"
+        secret, number = provider.secret and unseal(provider.secret), provider.number
     release()
-    secret = unseal(provider.secret) if provider.secret else None
-    sms = gateways.FORMATS[provider.format](request, secret)
-    return success(ingestion.ingest(sms, provider.name, source=f"provider {provider.id}"))
+    if request.method != "POST" and not (request.method == "GET" and gateway.get):
+        raise MethodNotAllowed(["GET", "POST"] if gateway.get else ["POST"])
+    sms = gateway.parse(request, secret, number)
+    name = provider.name if provider else sms.provider or "main-server"
+    data = ingestion.ingest(sms, name, source)
+    if gateway.answer is None:
+        return success(data)
+    body, mimetype = gateway.answer
+    return Response(body, mimetype=mimetype)
 
 
 def success(data):

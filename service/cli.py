@@ -10,6 +10,7 @@ from datetime import timedelta
 import click
 from flask import current_app
 from flask.cli import AppGroup, with_appcontext
+from marshmallow import ValidationError
 from sqlalchemy import delete, func, select
 from sqlalchemy.exc import IntegrityError
 
@@ -33,6 +34,7 @@ from service.models import (
     transact,
     utcnow,
 )
+from service.schemas import phone_digits
 from service.secretbox import seal
 
 users = AppGroup("users", help="The people who hold an API key.")
@@ -204,6 +206,7 @@ def provider_row(provider):
         "id": provider.id,
         "name": provider.name,
         "format": provider.format,
+        "number": provider.number,
         "active": provider.active,
     }
 
@@ -212,20 +215,32 @@ def provider_row(provider):
 @click.argument("name")
 @click.option("--format", "format_", type=click.Choice(list(FORMATS)), required=True)
 @click.option("--secret", help="What the gateway signs with, where its format has signatures.")
+@click.option("--number", help="The number it holds, where it does not tell itself.")
 @as_json
-def providers_add(name, format_, secret, as_json):
-    """Add an SMS gateway; its ingest key is shown this once."""
+def providers_add(name, format_, secret, number, as_json):
+    """Add an SMS gateway; its ingest key and what to paste there are shown this once."""
+    gateway = FORMATS[format_]
     if not re.fullmatch(r"[\w.-]{1,64}", name):
         raise click.BadParameter(
             "must be 1 to 64 letters, digits, '.', '_' or '-'", param_hint="NAME"
         )
     if format_ == "main-server" and secret and not secret.startswith("whsec_"):
         raise click.BadParameter("must start with whsec_", param_hint="--secret")
+    if secret and not gateway.signs:
+        raise click.BadParameter(f"{format_} has no signatures", param_hint="--secret")
+    try:
+        digits = number and phone_digits(number)
+    except ValidationError as e:
+        raise click.BadParameter(e.messages[0], param_hint="--number") from e
     key = new_key("ing")
 
     def add():
         provider = Provider(
-            name=name, format=format_, key_hash=sha256(key), secret=secret and seal(secret)
+            name=name,
+            format=format_,
+            key_hash=sha256(key),
+            secret=secret and seal(secret),
+            number=digits,
         )
         db.session.add(provider)
         db.session.flush()
@@ -235,7 +250,11 @@ def providers_add(name, format_, secret, as_json):
         provider = transact(add)
     except IntegrityError as e:
         raise click.BadParameter(f"there is a provider {name} already", param_hint="NAME") from e
-    show(provider_row(provider) | {"ingest_key": key, "ingest_path": f"/api/ingest/{key}"}, as_json)
+    path = f"/api/ingest/{key}"
+    show(provider_row(provider) | {"ingest_key": key, "ingest_path": path}, as_json)
+    if not as_json:
+        setup = gateway.setup.replace("URL", f"https://YOUR-SERVICE{path}")
+        click.echo(f"\n{setup}")
 
 
 @providers.command("list")

@@ -1,7 +1,11 @@
-"""The formats in which SMS come in: each takes a request apart and says what it answers."""
+"""The SMS gateways: how each one's request is taken apart, and what it hears for an answer."""
 
+import base64
+import hmac
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from urllib.parse import parse_qs
 
 from marshmallow import ValidationError
 
@@ -22,8 +26,22 @@ class Sms:
     provider: str | None
 
 
-def main_server(request, secret):
-    """Section "Webhook" of our own documentation: what the main server POSTs.
+@dataclass(frozen=True)
+class Gateway:
+    """One format: `parse(request, secret, number)` gives the Sms or raises BadRequest or
+    InvalidSignature; `answer` is what the gateway takes for success (None: our own JSON);
+    `setup` is what its operator pastes into it, with URL for the ingest URL.
+    """
+
+    parse: Callable
+    setup: str
+    answer: tuple | None = None  # body, content type
+    get: bool = False  # whether it may also come as a GET
+    signs: bool = False
+
+
+def main_server(request, secret, number):
+    """Section "The webhook" of our own documentation: what the main server POSTs.
 
     The signature is required when there is a secret. `data.received_at` is taken when given.
     """
@@ -44,7 +62,7 @@ GENERIC_NAMES = {
 }
 
 
-def generic(request, secret):
+def generic(request, secret, number):
     """JSON, a form or the query string, in the field names of GENERIC_NAMES."""
     given = _json(request) if request.is_json else request.values
     fields = {}
@@ -55,7 +73,171 @@ def generic(request, secret):
     return _sms(fields)
 
 
-FORMATS = {"main-server": main_server, "generic": generic}
+def kannel(request, secret, number):
+    """A POST of the text itself, in the charset that Content-Type declares; or a GET with `text`.
+
+    Kannel user guide, "SMS-service group", post-url and get-url. `id` is %I, the same over
+    Kannel's retries.
+    """
+    query = request.args
+    if request.method == "POST":
+        text, charset = request.get_data(), request.mimetype_params.get("charset", "utf-8")
+    else:
+        # Percent-encoded bytes of the charset that is named beside them (%C)
+        raw = parse_qs(request.query_string.decode("latin-1"), encoding="latin-1")
+        text = raw["text"][0].encode("latin-1") if "text" in raw else None
+        charset = query.get("charset", "utf-8")
+    return _sms(
+        {
+            "phone_number": query.get("to"),
+            "sms_text": None if text is None else _decode(text, charset),
+            "message_id": query.get("id"),
+        }
+    )
+
+
+# SMPP data_coding: https://smpp.org, SMPP v3.4, 5.2.19
+JASMIN_CODINGS = {"3": "iso-8859-1", "5": "shift_jis", "6": "iso-8859-5", "7": "iso-8859-8"}
+JASMIN_CODINGS |= {"8": "utf-16-be"}
+
+
+def jasmin(request, secret, number):
+    """A form; what is not plain text is read from `binary`, hex in the charset of `coding`.
+
+    Jasmin documentation, "Sending and receiving SMS-MO": the parts of a long message come one
+    by one, each with an id of its own.
+    """
+    given = request.values
+    text, charset = given.get("content"), JASMIN_CODINGS.get(given.get("coding"))
+    if charset and given.get("binary"):
+        try:
+            text = _decode(bytes.fromhex(given["binary"]), charset)
+        except ValueError as e:
+            raise BadRequest("Invalid binary", errors={"binary": ["must be hex"]}) from e
+    return _sms({"phone_number": given.get("to"), "sms_text": text, "message_id": given.get("id")})
+
+
+def twilio(request, secret, number):
+    """A form, signed in X-Twilio-Signature where there is a secret (the account's auth token).
+
+    https://www.twilio.com/docs/usage/security: base64 HMAC-SHA1 over the URL and the sorted
+    parameters. Twilio's https may have become http on its way through a proxy.
+    """
+    if secret:
+        path = request.full_path if request.query_string else request.path
+        fields = "".join(k + v for k, v in sorted(set(request.form.items(multi=True))))
+        signed = [f"{scheme}://{request.host}{path}{fields}" for scheme in ("https", "http")]
+        digests = [hmac.digest(secret.encode(), text.encode(), "sha1") for text in signed]
+        _check(request, "X-Twilio-Signature", [base64.b64encode(d).decode() for d in digests])
+    form = request.form
+    return _sms(
+        {
+            "phone_number": form.get("To"),
+            "sms_text": form.get("Body"),
+            "message_id": form.get("MessageSid"),
+        }
+    )
+
+
+def android_sms_gateway(request, secret, number):
+    """A JSON envelope of the event `sms:received`; its `id` is the same over retries.
+
+    https://docs.sms-gate.app/features/webhooks: X-Signature is hex HMAC-SHA256 over body and
+    X-Timestamp. How old that is does not matter: what is sent again is a duplicate. A phone
+    that does not know its own number says null; then it is `number`.
+    """
+    if secret:
+        signed = request.get_data() + request.headers.get("X-Timestamp", "").encode()
+        _check(request, "X-Signature", [hmac.digest(secret.encode(), signed, "sha256").hex()])
+    body = _json(request)
+    payload = body.get("payload")
+    if body.get("event") != "sms:received" or not isinstance(payload, dict):
+        raise BadRequest("event must be sms:received, with payload")
+    if not (recipient := payload.get("recipient") or number):
+        raise BadRequest("payload.recipient is null: add the provider with --number")
+    return _sms(
+        {
+            "phone_number": recipient,
+            "sms_text": payload.get("message"),
+            "message_id": body.get("id"),
+            "received_at": payload.get("receivedAt"),
+        }
+    )
+
+
+FORMATS = {
+    "main-server": Gateway(
+        main_server,
+        setup="Let the main server POST its otp_received webhooks to\n  URL",
+        signs=True,
+    ),
+    "generic": Gateway(
+        generic,
+        setup="""\
+curl 'URL' -d to=447400849540 -d 'text=Your code is 493817' -d id=42""",
+    ),
+    "kannel": Gateway(
+        kannel,
+        get=True,
+        # Not empty, Kannel would send the answer to the sender as an SMS
+        answer=("", "text/plain"),
+        setup="""\
+In kannel.conf (and in its `group = smsbox`: mo-recode = true, http-request-retry = 100):
+
+  group = sms-service
+  keyword = default
+  catch-all = yes
+  max-messages = 0
+  omit-empty = yes
+  post-url = "URL?from=%p&to=%P&id=%I&smsc=%i\"""",
+    ),
+    "jasmin": Gateway(
+        jasmin,
+        get=True,
+        answer=("ACK/Jasmin", "text/plain"),
+        setup="""\
+In jcli, then name the connector in an MO route (morouter -a):
+
+  httpccm -a
+  cid otp
+  url URL
+  method POST
+  ok""",
+    ),
+    "twilio": Gateway(
+        twilio,
+        answer=("<Response/>", "text/xml"),
+        signs=True,
+        setup="""\
+At the number, "A message comes in": Webhook, HTTP POST, and this URL (--secret is the auth token):
+
+  URL""",
+    ),
+    "android-sms-gateway": Gateway(
+        android_sms_gateway,
+        signs=True,
+        setup="""\
+Register the webhook at the app's server (--secret is the app's signing key):
+
+  curl -X POST -u USER:PASSWORD https://api.sms-gate.app/3rdparty/v1/webhooks \\
+    -H 'Content-Type: application/json' -d '{"event":"sms:received","url":"URL"}'""",
+    ),
+}
+
+
+def _check(request, header, signatures):
+    """Raise InvalidSignature unless the header is one of the signatures."""
+    given = request.headers.get(header, "").encode()
+    if not any(hmac.compare_digest(given, signature.encode()) for signature in signatures):
+        raise InvalidSignature
+
+
+def _decode(data, charset):
+    """The text, what is not of its charset as U+FFFD; raises BadRequest for an unknown charset."""
+    try:
+        return data.decode(charset, "replace")
+    except (LookupError, ValueError) as e:
+        raise BadRequest("Unknown charset") from e
 
 
 def _json(request):
@@ -67,7 +249,7 @@ def _json(request):
 
 def _sms(fields):
     try:
-        sms = SmsSchema().load(fields)
+        sms = SmsSchema().load({k: v for k, v in fields.items() if v is not None})
     except ValidationError as e:
         errors = e.normalized_messages()
         raise BadRequest(f"Invalid {', '.join(sorted(errors))}", errors=errors) from e

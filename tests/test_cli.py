@@ -5,6 +5,7 @@ from flask_migrate import check, downgrade, upgrade
 from sqlalchemy import inspect
 
 from config import Config, ConfigError
+from service.gateways import FORMATS
 from service.models import User, db
 from tests.conftest import SYSTEM_KEY
 from tests.databases import on_mariadb
@@ -84,8 +85,23 @@ def test_providers_add_list_disable(client, flask):
     flask("providers", "add", "gw", "--format", "generic", exit_code=2)
     assert flask("providers", "disable", "gw", "--json")["active"] is False
     assert client.post(added["ingest_path"], json=sms).status_code == 401
-    expected = {"id": 1, "name": "gw", "format": "generic", "active": False}
+    expected = {"id": 1, "name": "gw", "format": "generic", "number": None, "active": False}
     assert flask("providers", "list", "--json") == [expected]
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_providers_add_prints_what_to_paste(flask, format_):
+    key = flask("providers", "add", "gw", "--format", format_)
+    url = "https://YOUR-SERVICE/api/ingest/ing_"
+    assert url in key.partition("\n\n")[2]
+
+
+def test_providers_add_checks_number_and_secret(flask):
+    add = ("providers", "add", "phone", "--format", "android-sms-gateway")
+    assert "international form" in flask(*add, "--number", "me", exit_code=2)
+    assert flask(*add, "--number", "+1 202 555 0123", "--json")["number"] == "12025550123"
+    generic = ("providers", "add", "g", "--format", "generic", "--secret", "s")
+    assert "generic has no signatures" in flask(*generic, exit_code=2)
 
 
 def test_summary_counts_in_all_per_day_and_per_user(make_app, flask, make_user):
