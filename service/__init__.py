@@ -9,7 +9,7 @@ from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from config import Config
-from service import api, cli, delivery, logs, upstream
+from service import api, cli, delivery, history, logs, upstream
 from service.models import db, migrate, set_up_mysql, set_up_sqlite
 
 MAX_BODY_BYTES = 256 * 2**10
@@ -42,6 +42,7 @@ def create_app(config=None):
             set_up_mysql(db.engine, config.DATABASE_HOSTS)
     upstream.init_app(app)
     delivery.init_app(app)
+    history.init_app(app)
 
     app.register_blueprint(api.bp)
     app.register_error_handler(Exception, api.answer_error)

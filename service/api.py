@@ -1,12 +1,13 @@
-"""The JSON API: init, get_number and ingest."""
+"""The JSON API: init, get_number, ingest, and what users read back."""
 
 import logging
 
 from flask import Blueprint, Response, current_app, jsonify, request
 from marshmallow import ValidationError
+from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
-from service import assignment, auth, gateways, ingestion, upstream
+from service import assignment, auth, checks, gateways, history, ingestion, upstream
 from service.errors import (
     ApiError,
     BadRequest,
@@ -18,14 +19,23 @@ from service.errors import (
     SystemConfigurationError,
     UnableToGetNumber,
     Unauthorized,
+    Unhealthy,
 )
 from service.logs import event
 from service.models import Provider, release
-from service.schemas import GetNumberQuery
+from service.schemas import (
+    GetNumberQuery,
+    MessageSchema,
+    MessagesQuery,
+    NumberSchema,
+    NumbersQuery,
+    SummaryQuery,
+    SummarySchema,
+)
 from service.secretbox import unseal
 
 log = logging.getLogger(__name__)
-bp = Blueprint("api", __name__, url_prefix="/api")
+bp = Blueprint("api", __name__)
 
 
 def keyed(rule, **options):
@@ -41,7 +51,7 @@ def keyed(rule, **options):
     return decorate
 
 
-@keyed("/init")
+@keyed("/api/init")
 def init(key):
     """The countries and operators of the main server."""
     if not current_app.config["SYSTEM_API_KEY"] or not current_app.config["MAIN_SERVER_URL"]:
@@ -61,7 +71,7 @@ def init(key):
         raise ServiceFetchFailed from e
 
 
-@keyed("/get-number")
+@keyed("/api/get-number")
 def get_number(key):
     """A number from the main server, assigned to the user."""
     if request.method != "GET" or "prefetch" in _purpose():
@@ -83,7 +93,7 @@ def get_number(key):
     )
 
 
-@keyed("/ingest", methods=["GET", "POST"])
+@keyed("/api/ingest", methods=["GET", "POST"])
 def ingest(key):
     """An SMS from the main server or a gateway; GET is for the gateways that know nothing else."""
     key = auth.given_key(key)
@@ -108,6 +118,41 @@ def ingest(key):
     return Response(body, mimetype=mimetype)
 
 
+@keyed("/api/numbers")
+def numbers(key):
+    """The numbers of the user, newest first."""
+    user = auth.calling_user(key)
+    rows = history.numbers(user, **load_query(NumbersQuery()))
+    return success({"numbers": NumberSchema(many=True).dump(rows)})
+
+
+@keyed("/api/messages")
+def messages(key):
+    """The SMS of the user, oldest first; with `wait`, as soon as there is one."""
+    user = auth.calling_user(key)
+    rows = history.messages(user, **load_query(MessagesQuery()))
+    return success({"messages": MessageSchema(many=True).dump(rows)})
+
+
+@keyed("/api/summary")
+def summary(key):
+    """The user's counts: in all, and of each day (UTC)."""
+    user = auth.calling_user(key)
+    return success(SummarySchema().dump(history.summary(user, **load_query(SummaryQuery()))))
+
+
+@bp.get("/healthz")
+def healthz():
+    """Whether the database answers and its schema is this version's; needs no key."""
+    try:
+        current = checks.schema_is_current()
+    except SQLAlchemyError as e:
+        raise Unhealthy("The database does not answer") from e
+    if not current:
+        raise Unhealthy("The database schema is not current")
+    return success({"database": "ok"})
+
+
 def success(data):
     return {"status": "success", "data": data}
 
@@ -125,7 +170,9 @@ def load_query(schema):
         errors = e.normalized_messages() | errors
     if errors:
         first = next(name for name in schema.fields if name in errors)
-        raise BadRequest(errors[first][0], errors=errors)
+        sentence = errors[first][0]
+        named = sentence if first in sentence else f"{first} {sentence}"
+        raise BadRequest(named, errors=errors)
     return loaded
 
 

@@ -2,6 +2,7 @@
 
 import os
 from datetime import timedelta
+from functools import cache
 
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
@@ -50,12 +51,17 @@ def schema():
 
 def schema_is_current():
     """Whether the last migration has run; raises SQLAlchemyError when the database is away."""
-    script = ScriptDirectory(current_app.extensions["migrate"].directory)
     try:
         found = MigrationContext.configure(db.session.connection()).get_current_heads()
     finally:
         release()
-    return set(found) == set(script.get_heads())
+    return set(found) == _heads(current_app.extensions["migrate"].directory)
+
+
+@cache
+def _heads(directory):
+    # Reads every migration: once a process, since /healthz asks often
+    return set(ScriptDirectory(directory).get_heads())
 
 
 def lasting_disk():

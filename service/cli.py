@@ -5,7 +5,7 @@ import re
 import signal
 import threading
 import time
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import click
 from flask import current_app
@@ -358,6 +358,8 @@ def webhooks_redeliver(delivery_id, failed, as_json):
 
 
 PURGE_BATCH = 500
+# Numbers that never received an SMS, and which share of a user's they are
+SILENT = ("without_sms", "share_without_sms")
 
 
 @click.command()
@@ -395,17 +397,29 @@ def _purge(name, model, old):
 
 @click.command()
 @click.option("--days", type=click.IntRange(1, 3650), default=30, show_default=True)
+@click.option(
+    "--sort",
+    type=click.Choice(["user_id", *COUNTERS, *SILENT]),
+    default="user_id",
+    show_default=True,
+    help="What the users are sorted by; counts and shares from the highest down.",
+)
 @as_json
 @with_appcontext
-def summary(days, as_json):
-    """Count numbers, SMS, OTPs and webhooks: in all, per day, and per user."""
+def summary(days, sort, as_json):
+    """Count numbers, SMS, OTPs and webhooks: in all, per day, and per user.
+
+    A user whose numbers never receive an SMS, a high share_without_sms, does not use them for OTPs.
+    """
     since = utcnow().date() - timedelta(days=days - 1)
+    users = _with_silent(_totals(UserSummary, since, COUNTERS, "user_id"), since)
+    users.sort(key=lambda row: row[sort] or 0, reverse=sort != "user_id")
     show_summary(
         {
             "total": _totals(SystemSummary, since, (*COUNTERS, "unmatched")),
             "states": _states(),
             "days": _totals(SystemSummary, since, (*COUNTERS, "unmatched"), "day"),
-            "users": _totals(UserSummary, since, COUNTERS, "user_id"),
+            "users": users,
         },
         as_json,
     )
@@ -430,6 +444,26 @@ def _totals(model, since, counters, by=None):
         _plain(row)
         for row in db.session.execute(query.add_columns(column).group_by(column).order_by(column))
     ]
+
+
+def _with_silent(rows, since):
+    """The users' rows with their name, and the numbers of this time that never got an SMS."""
+    start = datetime.combine(since, datetime.min.time(), UTC)
+    assigned = (PhoneNumber.state == "assigned") & (PhoneNumber.assigned_at >= start)
+    got = func.count(PhoneNumber.first_sms_at)
+    silent = dict(
+        db.session.execute(
+            select(PhoneNumber.user_id, func.count() - got)
+            .where(assigned)
+            .group_by(PhoneNumber.user_id)
+        ).all()
+    )
+    names = dict(db.session.execute(select(User.id, User.name)).all())
+    for row in rows:
+        without = silent.get(row["user_id"], 0)
+        row["without_sms"] = without
+        row["share_without_sms"] = row["numbers"] and round(without / row["numbers"], 3)
+    return [{"user_id": row["user_id"], "name": names[row["user_id"]]} | row for row in rows]
 
 
 def _plain(row):

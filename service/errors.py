@@ -80,6 +80,10 @@ class ServiceFetchFailed(ApiError):
     status, message = 500, "Service fetch failed"
 
 
+class Unhealthy(ApiError):
+    status, message = 503, "Service unavailable"
+
+
 class MainServerRefused(ApiError):
     """The main server answered init with an error: its status, its message."""
 

@@ -81,6 +81,7 @@ def _store(sms, provider, source):
     if number is None:
         count(None, now, sms=1, otps=int(has_code), unmatched=1)
         return message, None, False
+    number.first_sms_at = number.first_sms_at or received_at
     count(number.user_id, now, sms=1, otps=int(has_code))
     user = db.session.get(User, number.user_id)
     delivery = queue(message, user) if has_code and user.webhook_url else None

@@ -191,6 +191,8 @@ class PhoneNumber(db.Model):
     idempotency_hash: Mapped[str | None] = mapped_column(ASCII)
     requested_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
     assigned_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    # Kept when the messages are purged: numbers that never got one show misuse
+    first_sms_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
 
     __table_args__ = (
         Index(None, "digits", "assigned_at"),
@@ -232,6 +234,11 @@ class Message(db.Model):
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
 
     deliveries: Mapped[list["Delivery"]] = relationship(lazy="raise")
+
+    @property
+    def webhook(self):
+        """The state of its delivery; `none` when it fires none."""
+        return self.deliveries[-1].state if self.deliveries else "none"
 
     __table_args__ = (Index(None, "user_id", "id"), Index(None, "digits", "received_at"))
 

@@ -8,6 +8,7 @@ from marshmallow import EXCLUDE, INCLUDE, Schema, ValidationError, fields, pre_l
 from service.models import NUMBER_FORMATS
 
 MAX_ID = 2**31 - 1
+MAX_ROW_ID = 2**63 - 1
 _SEPARATORS = str.maketrans("", "", " -.()\u00a0\t")
 
 
@@ -49,7 +50,10 @@ class Text(fields.String):
 
 
 class Phone(Text):
-    """A phone number, as its digits."""
+    """A phone number, as its digits; goes out as `+` and digits."""
+
+    def _serialize(self, value, attr, obj, **kwargs):
+        return f"+{value}"
 
     def _deserialize(self, value, attr, data, **kwargs):
         return phone_digits(super()._deserialize(value, attr, data, **kwargs))
@@ -57,6 +61,9 @@ class Phone(Text):
 
 class Moment(fields.Field):
     """A time: ISO 8601 (UTC unless it says otherwise) or Unix seconds; aware UTC."""
+
+    def _serialize(self, value, attr, obj, **kwargs):
+        return value and value.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
     def _deserialize(self, value, attr, data, **kwargs):
         try:
@@ -91,6 +98,28 @@ class GetNumberQuery(_Query):
             NUMBER_FORMATS, error=f"number_format must be one of {', '.join(NUMBER_FORMATS)}"
         )
     )
+
+
+class NumbersQuery(_Query):
+    """GET /api/numbers."""
+
+    limit = Digits(1, 200, load_default=50)
+    before = Digits(high=MAX_ROW_ID)
+
+
+class MessagesQuery(_Query):
+    """GET /api/messages."""
+
+    phone_number = Phone()
+    after = Digits(high=MAX_ROW_ID)
+    limit = Digits(1, 200, load_default=50)
+    wait = Digits(0, 25, load_default=0)
+
+
+class SummaryQuery(_Query):
+    """GET /api/summary."""
+
+    days = Digits(1, 366, load_default=30)
 
 
 class UserIdQuery(_Query):
@@ -138,6 +167,51 @@ class GrantSchema(Schema):
         unknown = EXCLUDE
 
     phone_number = fields.String(required=True)
+
+
+class NumberSchema(Schema):
+    """A number of a user."""
+
+    id = fields.Integer()
+    phone_number = Phone(attribute="digits")
+    country_id = fields.Integer()
+    operator_id = fields.Integer(allow_none=True)
+    assigned_at = Moment()
+
+
+class MessageSchema(Schema):
+    """An SMS of a user; `webhook` says what became of its delivery."""
+
+    id = fields.Integer()
+    phone_number = Phone(attribute="digits")
+    sms_text = fields.String()
+    otp_code = fields.String(allow_none=True)
+    otp_rule = fields.String(allow_none=True)
+    provider = fields.String()
+    received_at = Moment()
+    webhook = fields.String(validate=validate.OneOf(("delivered", "pending", "dead", "none")))
+
+
+class CountsSchema(Schema):
+    """What was counted."""
+
+    numbers = fields.Integer()
+    sms = fields.Integer()
+    otps = fields.Integer()
+    webhooks_delivered = fields.Integer()
+
+
+class DaySchema(CountsSchema):
+    """What was counted on one day (UTC)."""
+
+    day = fields.Date()
+
+
+class SummarySchema(Schema):
+    """A user's counts: all there ever were, and of each of the last days, oldest first."""
+
+    totals = fields.Nested(CountsSchema)
+    days = fields.List(fields.Nested(DaySchema))
 
 
 class SmsSchema(Schema):

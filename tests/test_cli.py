@@ -2,11 +2,11 @@
 
 import pytest
 from flask_migrate import check, downgrade, upgrade
-from sqlalchemy import inspect
+from sqlalchemy import delete, inspect
 
 from config import Config, ConfigError
 from service.gateways import FORMATS
-from service.models import User, db
+from service.models import Delivery, Message, User, count, db, transact, utcnow
 from tests.conftest import SYSTEM_KEY
 from tests.databases import on_mariadb
 from tests.peers import sandbox
@@ -117,7 +117,8 @@ def test_summary_counts_in_all_per_day_and_per_user(make_app, flask, make_user):
     data = flask("summary", "--json")
     counts = {"requests": 3, "numbers": 1, "sms": 1, "otps": 1, "webhooks_delivered": 0}
     assert data["total"] == counts | {"unmatched": 0}
-    assert data["users"] == [counts | {"user_id": user.id}]
+    silent = {"without_sms": 0, "share_without_sms": 0}
+    assert data["users"] == [counts | {"user_id": user.id, "name": "Ann"} | silent]
     assert [day["numbers"] for day in data["days"]] == [1]
     assert data["states"] == {"phone_numbers assigned": 1, "phone_numbers unknown": 1}
     assert "numbers=1" in flask("summary")
@@ -211,3 +212,28 @@ def test_a_bad_setting_stops_the_start_and_is_named(name, value):
 def test_an_empty_setting_is_the_default():
     empty = dict.fromkeys(vars(Config({})), "")
     assert vars(Config(empty)) == vars(Config({}))
+
+
+def test_summary_shows_whose_numbers_never_receive_an_sms(
+    flask, app, client, make_user, make_provider, assign
+):
+    """What shows misuse; it stays when the messages have been purged."""
+    ann, ben = make_user(), make_user(name="Ben")
+    for user, numbers in ((ann, ("15550001", "15550002")), (ben, ("15550003", "15550004"))):
+        for number in numbers:
+            assign(user.id, number)
+            with app.app_context():
+                transact(lambda user=user: count(user.id, utcnow(), numbers=1))
+    path = make_provider("gw")
+    for number in ("15550001", "15550002", "15550003"):
+        client.post(path, json={"to": number, "text": "code 1234"})
+    with app.app_context():
+        transact(lambda: [db.session.execute(delete(m)) for m in (Delivery, Message)])
+    [first, second] = flask("summary", "--sort", "share_without_sms", "--json")["users"]
+    assert (first["user_id"], first["name"]) == (ben.id, "Ben")
+    assert (first["without_sms"], first["share_without_sms"]) == (1, 0.5)
+    assert (second["user_id"], second["without_sms"], second["share_without_sms"]) == (ann.id, 0, 0)
+    users = flask("summary", "--json")["users"]
+    assert [row["user_id"] for row in users] == [ann.id, ben.id]
+    assert "share_without_sms=0.5" in flask("summary", "--sort", "without_sms")
+    flask("summary", "--sort", "beauty", exit_code=2)

@@ -1,0 +1,89 @@
+"""What users read back: their numbers, their SMS, their counts."""
+
+import threading
+import time
+from datetime import timedelta
+
+from flask import current_app
+from sqlalchemy import func, select
+from sqlalchemy.orm import selectinload
+
+from service.models import Message, PhoneNumber, UserSummary, db, release, utcnow
+
+COUNTS = ("numbers", "sms", "otps", "webhooks_delivered")
+POLL_SECONDS = 0.5
+
+
+def init_app(app):
+    # Who waits holds a thread: half of them stay for those who come for a number
+    app.extensions["waiting"] = threading.Semaphore(app.config["THREADS"] // 2)
+
+
+def numbers(user, limit, before=None, states=("assigned",)):
+    """The user's PhoneNumber rows in one of `states`, newest first, of ids below `before`."""
+    query = select(PhoneNumber).where(PhoneNumber.user_id == user.id, PhoneNumber.state.in_(states))
+    if before is not None:
+        query = query.where(PhoneNumber.id < before)
+    return db.session.scalars(query.order_by(PhoneNumber.id.desc()).limit(limit)).all()
+
+
+def messages(user, limit, phone_number=None, after=None, wait=0):
+    """The user's Message rows, oldest first: the first ones after the id `after`, else the latest.
+
+    `phone_number` is digits, with the country's code or in the national form of one of the user's
+    numbers. While there is none, `wait` seconds are waited, holding no connection; at once it is
+    the empty list when too many wait already.
+    """
+    query = select(Message).where(Message.user_id == user.id).limit(limit)
+    query = query.options(selectinload(Message.deliveries))
+    if phone_number is not None:
+        query = query.where(Message.digits.in_(_spelled(user, phone_number)))
+    if after is not None:
+        query = query.where(Message.id > after).order_by(Message.id)
+    else:
+        query = query.order_by(Message.id.desc())
+    rows = _read(query)
+    waiting = current_app.extensions["waiting"]
+    if not rows and wait and waiting.acquire(blocking=False):
+        try:
+            give_up = time.monotonic() + wait
+            while not rows and (left := give_up - time.monotonic()) > 0:
+                time.sleep(min(left, POLL_SECONDS))
+                rows = _read(query)
+        finally:
+            waiting.release()
+    return rows if after is not None else rows[::-1]
+
+
+def _read(query):
+    rows = db.session.scalars(query).all()
+    release()
+    return rows
+
+
+def _spelled(user, digits):
+    """The digits themselves, and the user's numbers that are these in national form."""
+    national = select(PhoneNumber.digits).where(
+        PhoneNumber.user_id == user.id,
+        PhoneNumber.state == "assigned",
+        PhoneNumber.digits == PhoneNumber.phone_code.concat(digits),
+    )
+    return {digits, *db.session.scalars(national)}
+
+
+def summary(user, days):
+    """{"totals": counts, "days": [counts and their day]}: every day of the last `days`."""
+    sums = [func.coalesce(func.sum(getattr(UserSummary, name)), 0).label(name) for name in COUNTS]
+    mine = UserSummary.user_id == user.id
+    today = utcnow().date()
+    since = today - timedelta(days=days - 1)
+    rows = db.session.scalars(select(UserSummary).where(mine, UserSummary.day >= since))
+    found = {row.day: row for row in rows}
+    nothing = dict.fromkeys(COUNTS, 0)
+    return {
+        "totals": db.session.execute(select(*sums).where(mine)).one()._mapping,
+        "days": [
+            found.get(day) or nothing | {"day": day}
+            for day in (since + timedelta(days=n) for n in range(days))
+        ],
+    }

@@ -1,0 +1,26 @@
+"""The first SMS of a number
+
+Revision ID: 0004
+Revises: 0003
+"""
+from alembic import op
+import sqlalchemy as sa
+from sqlalchemy.dialects import mysql
+
+revision = '0004'
+down_revision = '0003'
+branch_labels = None
+depends_on = None
+
+
+def upgrade():
+    op.add_column('phone_numbers', sa.Column('first_sms_at', sa.DateTime().with_variant(mysql.DATETIME(fsp=6), 'mysql', 'mariadb'), nullable=True))
+    op.execute(
+        'UPDATE phone_numbers SET first_sms_at = (SELECT MIN(received_at) FROM messages'
+        ' WHERE messages.digits = phone_numbers.digits'
+        ' AND messages.phone_number_id = phone_numbers.id)'
+    )
+
+
+def downgrade():
+    op.drop_column('phone_numbers', 'first_sms_at')
