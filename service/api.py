@@ -7,7 +7,7 @@ from marshmallow import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
-from service import assignment, auth, checks, gateways, history, ingestion, upstream
+from service import assignment, auth, checks, gateways, history, ingestion, openapi, upstream
 from service.errors import (
     ApiError,
     BadRequest,
@@ -42,17 +42,15 @@ def keyed(rule, **options):
     """Route `rule` with the key as its last part, and without it for a key in the headers."""
 
     def decorate(view):
-        bp.add_url_rule(
-            f"{rule}/", view_func=view, defaults={"key": None}, strict_slashes=False, **options
-        )
-        bp.add_url_rule(f"{rule}/<key>", view_func=view, **options)
+        for path in (rule, f"{rule}/", f"{rule}/<key>"):
+            bp.add_url_rule(path, view_func=view, **options)
         return view
 
     return decorate
 
 
 @keyed("/api/init")
-def init(key):
+def init(key=None):
     """The countries and operators of the main server."""
     if not current_app.config["SYSTEM_API_KEY"] or not current_app.config["MAIN_SERVER_URL"]:
         raise SystemConfigurationError
@@ -72,7 +70,7 @@ def init(key):
 
 
 @keyed("/api/get-number")
-def get_number(key):
+def get_number(key=None):
     """A number from the main server, assigned to the user."""
     if request.method != "GET" or "prefetch" in _purpose():
         raise MethodNotAllowed(["GET"])  # a HEAD or a prefetch must not cost a number
@@ -94,7 +92,7 @@ def get_number(key):
 
 
 @keyed("/api/ingest", methods=["GET", "POST"])
-def ingest(key):
+def ingest(key=None):
     """An SMS from the main server or a gateway; GET is for the gateways that know nothing else."""
     key = auth.given_key(key)
     if key is None:
@@ -119,7 +117,7 @@ def ingest(key):
 
 
 @keyed("/api/numbers")
-def numbers(key):
+def numbers(key=None):
     """The numbers of the user, newest first."""
     user = auth.calling_user(key)
     rows = history.numbers(user, **load_query(NumbersQuery()))
@@ -127,7 +125,7 @@ def numbers(key):
 
 
 @keyed("/api/messages")
-def messages(key):
+def messages(key=None):
     """The SMS of the user, oldest first; with `wait`, as soon as there is one."""
     user = auth.calling_user(key)
     rows = history.messages(user, **load_query(MessagesQuery()))
@@ -135,7 +133,7 @@ def messages(key):
 
 
 @keyed("/api/summary")
-def summary(key):
+def summary(key=None):
     """The user's counts: in all, and of each day (UTC)."""
     user = auth.calling_user(key)
     return success(SummarySchema().dump(history.summary(user, **load_query(SummaryQuery()))))
@@ -151,6 +149,12 @@ def healthz():
     if not current:
         raise Unhealthy("The database schema is not current")
     return success({"database": "ok"})
+
+
+@bp.get("/openapi.json")
+def openapi_json():
+    """This API, described for programs (OpenAPI 3.1)."""
+    return openapi.document()
 
 
 def success(data):

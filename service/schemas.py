@@ -91,41 +91,50 @@ class _Query(Schema):
 class GetNumberQuery(_Query):
     """GET /api/get-number."""
 
-    country_id = Digits(required=True, error_messages={"required": "country_id is required"})
-    operator_id = Digits()
+    country_id = Digits(
+        required=True,
+        error_messages={"required": "country_id is required"},
+        metadata={"description": "A country of `init`."},
+    )
+    operator_id = Digits(metadata={"description": "An operator of `init`."})
     number_format = fields.String(
         validate=validate.OneOf(
             NUMBER_FORMATS, error=f"number_format must be one of {', '.join(NUMBER_FORMATS)}"
-        )
+        ),
+        metadata={"description": "Default: the user's preference, else `full`."},
     )
 
 
 class NumbersQuery(_Query):
     """GET /api/numbers."""
 
-    limit = Digits(1, 200, load_default=50)
-    before = Digits(high=MAX_ROW_ID)
+    limit = Digits(1, 200, load_default=50, metadata={"description": "How many at most."})
+    before = Digits(high=MAX_ROW_ID, metadata={"description": "An id: older ones than that."})
 
 
 class MessagesQuery(_Query):
     """GET /api/messages."""
 
-    phone_number = Phone()
-    after = Digits(high=MAX_ROW_ID)
-    limit = Digits(1, 200, load_default=50)
-    wait = Digits(0, 25, load_default=0)
+    phone_number = Phone(metadata={"description": "Of this number only, in any of its forms."})
+    after = Digits(high=MAX_ROW_ID, metadata={"description": "An id: newer ones than that."})
+    limit = Digits(1, 200, load_default=50, metadata={"description": "How many at most."})
+    wait = Digits(
+        0, 25, load_default=0, metadata={"description": "Seconds to wait while there is none."}
+    )
 
 
 class SummaryQuery(_Query):
     """GET /api/summary."""
 
-    days = Digits(1, 366, load_default=30)
+    days = Digits(1, 366, load_default=30, metadata={"description": "How many, up to today."})
 
 
 class UserIdQuery(_Query):
     """The `user_id` that goes with the system key."""
 
-    user_id = Digits(low=1)
+    user_id = Digits(
+        low=1, metadata={"description": "With the system key: the user who is acted for."}
+    )
 
 
 class CountrySchema(Schema):
@@ -190,6 +199,43 @@ class MessageSchema(Schema):
     provider = fields.String()
     received_at = Moment()
     webhook = fields.String(validate=validate.OneOf(("delivered", "pending", "dead", "none")))
+
+
+class NumbersData(Schema):
+    """`data` of GET /api/numbers."""
+
+    numbers = fields.List(fields.Nested(NumberSchema))
+
+
+class MessagesData(Schema):
+    """`data` of GET /api/messages."""
+
+    messages = fields.List(fields.Nested(MessageSchema))
+
+
+class AssignedSchema(Schema):
+    """`data` of GET /api/get-number."""
+
+    phone_number = fields.String()
+    id = fields.Integer()
+    country_id = fields.Integer()
+    operator_id = fields.Integer(allow_none=True)
+
+
+class IngestedSchema(Schema):
+    """`data` of POST /api/ingest."""
+
+    id = fields.Integer()
+    matched = fields.Boolean()
+    duplicate = fields.Boolean()
+    otp_code = fields.String(allow_none=True)
+    webhook = fields.String(validate=validate.OneOf(("delivered", "pending", "none")))
+
+
+class HealthSchema(Schema):
+    """`data` of GET /healthz."""
+
+    database = fields.String()
 
 
 class CountsSchema(Schema):
