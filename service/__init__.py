@@ -1,15 +1,17 @@
 """Hands out phone numbers from a main server and delivers the OTPs that arrive for them."""
 
+import contextlib
 import logging
 import os
 import secrets
+import tempfile
 from pathlib import Path
 
-from flask import Flask
+from flask import Flask, request
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from config import Config
-from service import api, cli, delivery, history, logs, upstream
+from service import api, cli, delivery, history, logs, profile, sessions, upstream
 from service.models import db, migrate, set_up_mysql, set_up_sqlite
 
 MAX_BODY_BYTES = 256 * 2**10
@@ -44,9 +46,12 @@ def create_app(config=None):
     delivery.init_app(app)
     history.init_app(app)
 
+    sessions.init_app(app)
     app.register_blueprint(api.bp)
-    app.register_error_handler(Exception, api.answer_error)
+    app.register_blueprint(profile.bp)
+    app.register_error_handler(Exception, _answer_error)
     app.after_request(api.no_store)
+    app.after_request(profile.secure)
     app.after_request(_tell_request_id)
     cli.init_app(app)
     return app
@@ -56,13 +61,18 @@ def _development_secret(folder):
     """A random key kept in instance/: for one machine; `flask doctor` asks for a real one."""
     path = folder / "secret_key"
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    except FileExistsError:
-        return path.read_text()
-    with os.fdopen(descriptor, "w") as file:
-        file.write(secrets.token_urlsafe(48))
+    if not path.exists():
+        # Whole or not at all, since processes start together
+        with tempfile.NamedTemporaryFile("w", dir=folder) as draft:
+            draft.write(secrets.token_urlsafe(48))
+            draft.flush()
+            with contextlib.suppress(FileExistsError):
+                os.link(draft.name, path)
     return path.read_text()
+
+
+def _answer_error(error):
+    return api.answer_error(error) if api.serves(request) else profile.answer_error(error)
 
 
 def _tell_request_id(response):

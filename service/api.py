@@ -198,11 +198,14 @@ def _idempotency_key():
 UNFORESEEN = {"api.get_number": UnableToGetNumber}
 
 
+def serves(request):
+    """Whether it is answered in JSON, errors included."""
+    return request.path.startswith("/api") or request.blueprint == bp.name
+
+
 def answer_error(error):
-    """Any exception of a request under /api as the documented JSON."""
+    """Any exception of a request as the documented JSON."""
     if isinstance(error, HTTPException):
-        if not request.path.startswith("/api"):
-            return error
         response = error.get_response()
         body = jsonify(status="error", message=error.description or error.name)
         response.data, response.content_type = body.data, body.content_type
@@ -219,6 +222,6 @@ def answer_error(error):
 
 
 def no_store(response):
-    if request.path.startswith("/api"):
+    if serves(request):
         response.headers["Cache-Control"] = "no-store"
     return response

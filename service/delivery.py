@@ -103,6 +103,33 @@ def send_test(user):
     return delivery
 
 
+def redeliver_failed(user, seconds):
+    """Make the user's dead deliveries due again; tries them for so long, the worker has the rest.
+
+    Gives (how many there were, how many of them were delivered at once).
+    """
+    ids = db.session.scalars(
+        select(Delivery.id)
+        .where(Delivery.user_id == user.id, Delivery.state == "dead")
+        .order_by(Delivery.id)
+    ).all()
+    give_up, now = time.monotonic() + seconds, utcnow()
+    again = {"state": "pending", "attempts": 0, "next_attempt_at": now}
+    transact(
+        lambda: db.session.execute(
+            update(Delivery)
+            .where(Delivery.user_id == user.id, Delivery.state == "dead")
+            .values(again)
+            .execution_options(synchronize_session=False)
+        )
+    )
+    states = Counter()
+    for id in ids:
+        if time.monotonic() < give_up and transact(lambda id=id: claim(id, Delivery.id == id)):
+            states[deliver(db.session.get(Delivery, id), "redelivery")] += 1
+    return len(ids), states["delivered"]
+
+
 def redeliver(delivery_id):
     """Try a delivery again now, with a fresh schedule; its state, None if it is being tried."""
     if transact(lambda: claim(delivery_id, Delivery.id == delivery_id, attempts=0)):

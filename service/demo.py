@@ -111,6 +111,7 @@ The service:      {self.url}
 The main server:  {self.main_server} (sandbox)
 The webhook goes: {self.receiver}/webhook (printed here when it comes)
 Your API key:     {self.api_key}
+Your profile:     {self.url}/profile (log in with the key)
 
 Paste these into another terminal:
 

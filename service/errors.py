@@ -80,6 +80,18 @@ class ServiceFetchFailed(ApiError):
     status, message = 500, "Service fetch failed"
 
 
+class TooManyTries(ApiError):
+    status, message = 429, "Too many tries. Wait a few minutes, then try again."
+
+
+class FormExpired(ApiError):
+    status, message = 400, "This form is too old, or not one of ours. Load the page again."
+
+
+class NotFound(ApiError):
+    status, message = 404, "There is no such page."
+
+
 class Unhealthy(ApiError):
     status, message = 503, "Service unavailable"
 

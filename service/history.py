@@ -8,7 +8,7 @@ from flask import current_app
 from sqlalchemy import func, select
 from sqlalchemy.orm import selectinload
 
-from service.models import Message, PhoneNumber, UserSummary, db, release, utcnow
+from service.models import Attempt, Delivery, Message, PhoneNumber, UserSummary, db, release, utcnow
 
 COUNTS = ("numbers", "sms", "otps", "webhooks_delivered")
 POLL_SECONDS = 0.5
@@ -27,8 +27,9 @@ def numbers(user, limit, before=None, states=("assigned",)):
     return db.session.scalars(query.order_by(PhoneNumber.id.desc()).limit(limit)).all()
 
 
-def messages(user, limit, phone_number=None, after=None, wait=0):
-    """The user's Message rows, oldest first: the first ones after the id `after`, else the latest.
+def messages(user, limit, phone_number=None, after=None, before=None, wait=0):
+    """The user's Message rows, oldest first: the first ones after the id `after`, else the latest
+    (of ids below `before`).
 
     `phone_number` is digits, with the country's code or in the national form of one of the user's
     numbers. While there is none, `wait` seconds are waited, holding no connection; at once it is
@@ -38,6 +39,8 @@ def messages(user, limit, phone_number=None, after=None, wait=0):
     query = query.options(selectinload(Message.deliveries))
     if phone_number is not None:
         query = query.where(Message.digits.in_(_spelled(user, phone_number)))
+    if before is not None:
+        query = query.where(Message.id < before)
     if after is not None:
         query = query.where(Message.id > after).order_by(Message.id)
     else:
@@ -69,6 +72,23 @@ def _spelled(user, digits):
         PhoneNumber.digits == PhoneNumber.phone_code.concat(digits),
     )
     return {digits, *db.session.scalars(national)}
+
+
+def deliveries(user, limit, before=None, state=None):
+    """The user's Delivery rows with their attempts, newest first, of ids below `before`."""
+    query = select(Delivery).where(Delivery.user_id == user.id)
+    query = query.options(selectinload(Delivery.tries))
+    if before is not None:
+        query = query.where(Delivery.id < before)
+    if state is not None:
+        query = query.where(Delivery.state == state)
+    return db.session.scalars(query.order_by(Delivery.id.desc()).limit(limit)).all()
+
+
+def last_attempt(delivery):
+    """The Attempt that was made last, or None."""
+    mine = select(Attempt).where(Attempt.delivery_id == delivery.id)
+    return db.session.scalar(mine.order_by(Attempt.id.desc()).limit(1))
 
 
 def summary(user, days):

@@ -269,6 +269,8 @@ class Delivery(db.Model):
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
     delivered_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
 
+    tries: Mapped[list["Attempt"]] = relationship(lazy="raise", order_by="Attempt.id")
+
     __table_args__ = (
         Index(None, "state", "next_attempt_at"),
         Index(None, "user_id", "state"),

@@ -41,7 +41,10 @@ class Endpoint:
     method: str = "get"
     headers: tuple = ()
     body: dict | None = None
-    curl: str = ""
+    # For /docs: of the curl line, and what it answers
+    query_example: str = ""
+    body_example: str = ""
+    example: str = ""
 
 
 NO_USER = [
@@ -61,17 +64,15 @@ PHONE = {
     ]
 }
 TEXT = {"type": ["string", "integer"]}
+ID = {"type": ["string", "integer", "null"], "maxLength": 255}
 SMS = {
     "type": "object",
-    "description": "The `generic` format; other gateways send their own.",
+    "description": "The `generic` format; other gateways send their own. `phone_number` is another"
+    " name of `to`; `sms_text`, `message` and `body` are of `text`; `message_id` is of `id`.",
     "properties": {
         "to": PHONE | {"description": "The number, with the country's code."},
         "text": TEXT | {"description": "The SMS."},
-        "id": {
-            "type": ["string", "integer", "null"],
-            "maxLength": 255,
-            "description": "The gateway's own id: what comes twice is a duplicate.",
-        },
+        "id": ID | {"description": "The gateway's own id: what comes twice is a duplicate."},
     },
     "required": ["to", "text"],
     "example": {"to": "+447400849540", "text": "Your code is 493817", "id": "42"},
@@ -93,7 +94,10 @@ ENDPOINTS = [
             (errors.Unauthorized, "no valid key, or its user is inactive or not approved"),
             (errors.SystemConfigurationError, "the main server or its key is not configured"),
             (errors.ServiceFetchFailed, "the main server gave no usable answer"),
+            (("its own", "its own"), "the main server answered an error"),
         ],
+        example='{"countries":[{"id":1,"name":"United States","phone_code":"1"},…],'
+        '"operators":[{"id":101,"name":"AT&T","country_id":1},…]}',
     ),
     Endpoint(
         "get_number",
@@ -112,7 +116,8 @@ ENDPOINTS = [
         ],
         query=(GetNumberQuery, UserIdQuery),
         headers=(IDEMPOTENCY_KEY,),
-        curl="?country_id=2&number_format=national",
+        query_example="?country_id=2&number_format=national",
+        example='{"phone_number":"7400849540","id":1,"country_id":2,"operator_id":null}',
     ),
     Endpoint(
         "numbers",
@@ -121,6 +126,8 @@ ENDPOINTS = [
         NumbersData,
         [*NO_USER, BAD_PARAMETER, INTERNAL],
         query=(NumbersQuery, UserIdQuery),
+        example='{"numbers":[{"id":1,"phone_number":"+447400849540","country_id":2,'
+        '"operator_id":null,"assigned_at":"2026-11-25T09:29:00.123456Z"}]}',
     ),
     Endpoint(
         "messages",
@@ -129,7 +136,10 @@ ENDPOINTS = [
         MessagesData,
         [*NO_USER, BAD_PARAMETER, INTERNAL],
         query=(MessagesQuery, UserIdQuery),
-        curl="?phone_number=447400849540&wait=25",
+        query_example="?phone_number=447400849540&wait=25",
+        example='{"messages":[{"id":1,"phone_number":"+447400849540",'
+        '"sms_text":"Your code is 493817","otp_code":"493817","otp_rule":"keyword-before",'
+        '"provider":"gw","received_at":"2026-11-25T09:30:00.123456Z","webhook":"delivered"}]}',
     ),
     Endpoint(
         "summary",
@@ -138,6 +148,8 @@ ENDPOINTS = [
         SummarySchema,
         [*NO_USER, BAD_PARAMETER, INTERNAL],
         query=(SummaryQuery, UserIdQuery),
+        example='{"totals":{"numbers":7,"sms":9,"otps":8,"webhooks_delivered":8},'
+        '"days":[{"numbers":0,"sms":0,"otps":0,"webhooks_delivered":0,"day":"2026-10-27"},…]}',
     ),
     Endpoint(
         "ingest",
@@ -154,7 +166,8 @@ ENDPOINTS = [
         key="ingest_key",
         method="post",
         body=SMS,
-        curl=" -d to=+447400849540 -d 'text=Your code is 493817' -d id=42",
+        body_example=" -d to=+447400849540 -d 'text=Your code is 493817' -d id=42",
+        example='{"id":1,"matched":true,"duplicate":false,"otp_code":"493817","webhook":"delivered"}',
     ),
     Endpoint(
         "healthz",
@@ -163,6 +176,7 @@ ENDPOINTS = [
         HealthSchema,
         [(errors.Unhealthy, "the database is away, or its schema is not current")],
         key=None,
+        example='{"database":"ok"}',
     ),
 ]
 
@@ -198,6 +212,8 @@ def _operation(endpoint, converter):
     parameters = [*endpoint.headers]
     for schema in endpoint.query:
         parameters += converter.schema2parameters(schema(), location="query")
+    # An empty one counts as missing
+    parameters = [p | {"allowEmptyValue": True} if p["in"] == "query" else p for p in parameters]
     answer = _object(status={"const": "success"}, data=endpoint.answer)
     operation = {
         "operationId": endpoint.name,
@@ -230,7 +246,8 @@ def _failures(endpoint):
     """A response for each status, which tells the sentences that come with it."""
     sentences = {}
     for (status, message), _ in map(_plain, endpoint.failures):
-        sentences.setdefault(str(status), []).append(message)
+        status = "default" if status == "its own" else str(status)
+        sentences.setdefault(status, []).append(message)
     return {
         status: _response("; ".join(dict.fromkeys(messages)), "Error")
         for status, messages in sentences.items()

@@ -3,7 +3,16 @@
 import re
 from datetime import UTC, datetime
 
-from marshmallow import EXCLUDE, INCLUDE, Schema, ValidationError, fields, pre_load, validate
+from marshmallow import (
+    EXCLUDE,
+    INCLUDE,
+    Schema,
+    ValidationError,
+    fields,
+    post_load,
+    pre_load,
+    validate,
+)
 
 from service.models import NUMBER_FORMATS
 
@@ -43,8 +52,8 @@ class Text(fields.String):
     """A string, or an integer taken as one; half a surrogate pair becomes U+FFFD."""
 
     def _deserialize(self, value, attr, data, **kwargs):
-        if isinstance(value, int) and not isinstance(value, bool):
-            value = str(value)
+        if isinstance(value, int | float) and not isinstance(value, bool) and value % 1 == 0:
+            value = str(int(value))  # JSON knows no difference between 7 and 7.0
         text = super()._deserialize(value, attr, data, **kwargs)
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
@@ -127,6 +136,30 @@ class SummaryQuery(_Query):
     """GET /api/summary."""
 
     days = Digits(1, 366, load_default=30, metadata={"description": "How many, up to today."})
+
+
+class PageQuery(_Query):
+    """A page of numbers, messages or deliveries."""
+
+    before = Digits(high=MAX_ROW_ID)
+
+
+class ProfileForm(Schema):
+    """What /profile/edit takes."""
+
+    class Meta:
+        unknown = EXCLUDE
+
+    webhook_url = fields.String(load_default="")
+    number_format = fields.String(
+        required=True,
+        validate=validate.OneOf(NUMBER_FORMATS, error="Choose one of the formats."),
+        error_messages={"required": "Choose one of the formats."},
+    )
+
+    @post_load
+    def strip(self, data, **kwargs):
+        return data | {"webhook_url": data["webhook_url"].strip() or None}
 
 
 class UserIdQuery(_Query):

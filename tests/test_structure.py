@@ -12,9 +12,9 @@ from config import DATABASE_VARIABLES, Config
 ROOT = Path(__file__).parents[1]
 # Each module imports only from those after it
 ORDER = [
-    "demo", "sandbox", "__init__", "cli", "api", "checks", "history", "openapi", "assignment",
-    "ingestion", "auth", "gateways", "delivery", "guard", "secretbox", "upstream", "webhooks",
-    "schemas", "models", "outbound", "otp", "logs", "errors",
+    "demo", "sandbox", "__init__", "cli", "api", "profile", "sessions", "checks", "history",
+    "openapi", "assignment", "ingestion", "auth", "gateways", "delivery", "guard", "secretbox",
+    "upstream", "webhooks", "schemas", "models", "outbound", "otp", "logs", "errors",
 ]  # fmt: skip
 
 
@@ -65,7 +65,19 @@ def test_every_route_decides_who_may_call(app):
     endpoints = {rule.endpoint for rule in app.url_map.iter_rules()}
     keyed = {"init", "get_number", "ingest", "numbers", "messages", "summary"}
     public = {"healthz", "openapi_json"}
-    assert endpoints == {"static"} | {f"api.{name}" for name in keyed | public}
+    pages = {
+        "overview", "numbers", "messages", "reveal", "edit", "send_test", "rotate_secret",
+        "rotate_key", "webhooks", "redeliver", "enable",
+    }  # fmt: skip
+    public_pages = {"home", "login", "logout", "docs"}
+    assert endpoints == {"static"} | {f"api.{name}" for name in keyed | public} | {
+        f"profile.{name}" for name in pages | public_pages
+    }
+    client = app.test_client()
+    for rule in app.url_map.iter_rules():
+        blueprint, _, name = rule.endpoint.partition(".")
+        if blueprint == "profile" and name in pages and "GET" in rule.methods:
+            assert client.get(rule.rule).headers["Location"] == "/login"
 
 
 def test_the_sandbox_is_no_part_of_production():

@@ -1,0 +1,121 @@
+"""Browser sessions: logging in with an API key, forms that only we can have made, throttling."""
+
+import hmac
+import secrets
+import threading
+import time
+from datetime import timedelta
+from ipaddress import ip_address, ip_network
+
+from flask import current_app, request, session
+from flask.sessions import SecureCookieSessionInterface
+
+from service.errors import FormExpired, InvalidApiKey, TooManyTries
+from service.models import User, db, sha256
+
+LIFETIME = timedelta(hours=12)
+# Wrong keys of one address, in each process, before it has to wait
+MAX_FAILURES, FAILURE_SECONDS = 10, 300
+
+# Test events of one user, in each process: nobody is flooded in our name
+MAX_TESTS, TEST_SECONDS = 10, 60
+
+
+class _Sessions(SecureCookieSessionInterface):
+    def get_cookie_secure(self, app):
+        return request.is_secure
+
+
+class Throttle:
+    """So many calls of `take` for a name within so many seconds, in this process."""
+
+    MAX_NAMES = 10_000
+
+    def __init__(self, limit, seconds):
+        self.limit, self.seconds = limit, seconds
+        self._taken = {}
+        self._lock = threading.Lock()
+
+    def check(self, name):
+        """Raise TooManyTries when `name` has none left."""
+        with self._lock:
+            since, taken = self._taken.get(name, (0, 0))
+        wait = since + self.seconds - time.monotonic()
+        if taken >= self.limit and wait > 0:
+            raise TooManyTries(headers={"Retry-After": str(int(wait) + 1)})
+
+    def take(self, name):
+        """Use one up; raises TooManyTries when there was none left."""
+        self.check(name)
+        with self._lock:
+            now = time.monotonic()
+            since, taken = self._taken.pop(name, (now, 0))
+            fresh = since + self.seconds > now
+            # Put at the end: the names that were taken longest ago are forgotten first
+            self._taken[name] = (since, taken + 1) if fresh else (now, 1)
+            if len(self._taken) > self.MAX_NAMES:
+                del self._taken[next(iter(self._taken))]
+
+
+def init_app(app):
+    app.session_interface = _Sessions()
+    app.config.update(SESSION_COOKIE_SAMESITE="Lax", PERMANENT_SESSION_LIFETIME=LIFETIME)
+    app.extensions["logins"] = Throttle(MAX_FAILURES, FAILURE_SECONDS)
+    app.extensions["tests"] = Throttle(MAX_TESTS, TEST_SECONDS)
+    app.jinja_env.globals["csrf_token"] = csrf_token
+
+
+def log_in(key):
+    """Begin the session of the user who holds `key`; raises InvalidApiKey or TooManyTries."""
+    logins, address = current_app.extensions["logins"], _address()
+    logins.check(address)
+    try:
+        user = User.by_api_key(key)
+    except InvalidApiKey:
+        logins.take(address)
+        raise
+    begin(user)
+
+
+def begin(user):
+    """A fresh session; it ends when the user's key is another one than now."""
+    session.clear()
+    session.update(user=user.id, stamp=_stamp(user))
+
+
+def log_out():
+    session.clear()
+
+
+def current_user():
+    """The User who is logged in and may still call; else None."""
+    user = "user" in session and db.session.get(User, session["user"])
+    if user and user.may_call and hmac.compare_digest(session.get("stamp", ""), _stamp(user)):
+        return user
+    return None
+
+
+def csrf_token():
+    """What every form carries: a secret of this session (OWASP's synchronizer token)."""
+    return session.setdefault("csrf", secrets.token_urlsafe(32))
+
+
+def check_csrf():
+    """Raise FormExpired unless the form was made for this session."""
+    given = request.form.get("csrf_token", "").encode()
+    if not hmac.compare_digest(session.get("csrf", "").encode() or secrets.token_bytes(8), given):
+        raise FormExpired
+
+
+def _stamp(user):
+    # Of the key's hash, not the key; hashed once more, since cookies can be read by their owner
+    return sha256("session", user.key_hash)
+
+
+def _address():
+    """The caller's address; of IPv6 the /64, which is what one subscriber has."""
+    try:
+        ip = ip_address(request.remote_addr or "")
+    except ValueError:
+        return request.remote_addr
+    return str(ip if ip.version == 4 else ip_network((ip, 64), strict=False))
