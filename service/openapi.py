@@ -84,6 +84,9 @@ IDEMPOTENCY_KEY = {
     "schema": {"type": "string", "maxLength": 255},
 }
 
+# gunicorn's own answer, before the request is ours
+TOO_LONG = {"414": {"description": "more than 4,094 bytes of URL", "content": {"text/html": {}}}}
+
 ENDPOINTS = [
     Endpoint(
         "init",
@@ -219,7 +222,7 @@ def _operation(endpoint, converter):
         "operationId": endpoint.name,
         "summary": endpoint.summary,
         "parameters": parameters,
-        "responses": {"200": _response("success", answer)} | _failures(endpoint),
+        "responses": {"200": _response("success", answer)} | _failures(endpoint) | TOO_LONG,
         "x-failures": [
             {"status": status, "message": message, "when": when}
             for (status, message), when in map(_plain, endpoint.failures)
