@@ -50,7 +50,6 @@ def create_app(config=None):
     app.register_blueprint(api.bp)
     app.register_blueprint(profile.bp)
     app.register_error_handler(Exception, _answer_error)
-    app.after_request(api.no_store)
     app.after_request(profile.secure)
     app.after_request(_tell_request_id)
     cli.init_app(app)

@@ -200,7 +200,7 @@ UNFORESEEN = {"api.get_number": UnableToGetNumber}
 
 def serves(request):
     """Whether it is answered in JSON, errors included."""
-    return request.path.startswith("/api") or request.blueprint == bp.name
+    return request.path.startswith(("/api", "/healthz", "/openapi.json"))
 
 
 def answer_error(error):
@@ -219,9 +219,3 @@ def answer_error(error):
     if error.errors:
         body["errors"] = error.errors
     return body, error.status, error.headers
-
-
-def no_store(response):
-    if serves(request):
-        response.headers["Cache-Control"] = "no-store"
-    return response

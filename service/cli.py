@@ -197,7 +197,8 @@ def users_rotate_key(user_id, as_json):
 @as_json
 def users_rotate_secret(user_id, as_json):
     """Give a user a new webhook secret, shown this once; both sign for 24 hours."""
-    secret = transact(lambda: delivery.rotate_secret(find_user(user_id)))
+    secret = webhooks.new_secret()
+    transact(lambda: delivery.rotate_secret(find_user(user_id), secret))
     show({"id": int(user_id), "webhook_secret": secret}, as_json)
 
 
@@ -413,7 +414,7 @@ def summary(days, sort, as_json):
     """
     since = utcnow().date() - timedelta(days=days - 1)
     users = _with_silent(_totals(UserSummary, since, COUNTERS, "user_id"), since)
-    users.sort(key=lambda row: row[sort] or 0, reverse=sort != "user_id")
+    users.sort(key=lambda row: (row[sort], row["without_sms"]), reverse=sort != "user_id")
     show_summary(
         {
             "total": _totals(SystemSummary, since, (*COUNTERS, "unmatched")),

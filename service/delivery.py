@@ -17,6 +17,7 @@ from service import guard, outbound, webhooks
 from service.logs import event
 from service.models import Attempt, Delivery, User, count, db, release, transact, utcnow
 from service.secretbox import Unreadable, seal, unseal
+from service.slots import Slots
 
 log = logging.getLogger(__name__)
 
@@ -41,19 +42,17 @@ LEASE_SLACK = 10
 
 
 def init_app(app):
-    app.extensions["delivery"] = {"session": outbound.new_session(), "slots": _Slots()}
+    app.extensions["delivery"] = {"session": outbound.new_session(), "slots": Slots()}
 
 
 # --- secrets and endpoints ----------------------------------------------------------------
 
 
-def rotate_secret(user):
-    """A new signing secret, returned; for 24 hours the old one signs as well."""
-    secret = webhooks.new_secret()
+def rotate_secret(user, secret):
+    """Sign with `secret` from now on; for 24 hours the old one signs as well."""
     user.webhook_old_secret = user.webhook_secret
     user.webhook_old_secret_until = utcnow() + timedelta(hours=OLD_SECRET_HOURS)
     user.webhook_secret = seal(secret)
-    return secret
 
 
 def set_url(user, url):
@@ -62,6 +61,8 @@ def set_url(user, url):
     user.webhook_failures = 0
     user.webhook_open_until = None
     user.webhook_disabled_at = None
+    if user.id:
+        _move(user, utcnow(), Delivery.last_result == "circuit_open")
 
 
 # --- making deliveries --------------------------------------------------------------------
@@ -104,30 +105,29 @@ def send_test(user):
 
 
 def redeliver_failed(user, seconds):
-    """Make the user's dead deliveries due again; tries them for so long, the worker has the rest.
+    """Make the user's dead OTP deliveries due again; tries them for so long, the worker the rest.
 
-    Gives (how many there were, how many of them were delivered at once).
+    Gives a Counter of the states they are in then.
     """
-    ids = db.session.scalars(
-        select(Delivery.id)
-        .where(Delivery.user_id == user.id, Delivery.state == "dead")
-        .order_by(Delivery.id)
-    ).all()
-    give_up, now = time.monotonic() + seconds, utcnow()
-    again = {"state": "pending", "attempts": 0, "next_attempt_at": now}
+    dead = (
+        (Delivery.user_id == user.id)
+        & (Delivery.state == "dead")
+        & Delivery.message_id.is_not(None)
+    )
+    ids = db.session.scalars(select(Delivery.id).where(dead).order_by(Delivery.id)).all()
+    again = {"state": "pending", "attempts": 0, "next_attempt_at": utcnow()}
     transact(
         lambda: db.session.execute(
-            update(Delivery)
-            .where(Delivery.user_id == user.id, Delivery.state == "dead")
-            .values(again)
-            .execution_options(synchronize_session=False)
+            update(Delivery).where(dead).values(again).execution_options(synchronize_session=False)
         )
     )
-    states = Counter()
+    give_up, states = time.monotonic() + seconds, Counter()
     for id in ids:
-        if time.monotonic() < give_up and transact(lambda id=id: claim(id, Delivery.id == id)):
+        if time.monotonic() < give_up and transact(lambda id=id: claim(id, due(utcnow()))):
             states[deliver(db.session.get(Delivery, id), "redelivery")] += 1
-    return len(ids), states["delivered"]
+        else:
+            states["pending"] += 1
+    return states
 
 
 def redeliver(delivery_id):
@@ -193,7 +193,7 @@ def deliver(delivery, trigger):
         user = db.session.get(User, delivery.user_id, populate_existing=True)
         slots = current_app.extensions["delivery"]["slots"]
         with slots.take(user.id, 1 if user.webhook_failures else SLOTS) as free:
-            if trigger in ("ingest", "worker") and (reason := _not_now(user, free)):
+            if reason := _not_now(user, free, heed_circuit=trigger in ("ingest", "worker")):
                 return transact(lambda: _put_off(delivery.id, lease, user, reason))
             release()
             started_at, started = utcnow(), time.monotonic()
@@ -220,11 +220,11 @@ class _Outcome:
         self.gone = result == "410"
 
 
-def _not_now(user, free):
+def _not_now(user, free, heed_circuit):
     """Why this delivery has to wait: no slot, or an open circuit that is not ours to probe."""
     if not free:
         return "busy"
-    if not user.webhook_open_until:
+    if not user.webhook_open_until or not heed_circuit:
         return None
     now = utcnow()
     if user.webhook_open_until > now:
@@ -293,7 +293,8 @@ def _post(user, delivery):
 def _secrets(user):
     yield unseal(user.webhook_secret)
     if user.webhook_old_secret and user.webhook_old_secret_until > utcnow():
-        yield unseal(user.webhook_old_secret)
+        with contextlib.suppress(Unreadable):
+            yield unseal(user.webhook_old_secret)
 
 
 def _record(delivery_id, lease, user, outcome, attempt):
@@ -392,28 +393,6 @@ def _move(user, to, *conditions):
         .values(next_attempt_at=to)
         .execution_options(synchronize_session=False)
     )
-
-
-class _Slots:
-    """How many tries each endpoint has under way in this process."""
-
-    def __init__(self):
-        self._busy = Counter()
-        self._lock = threading.Lock()
-
-    @contextlib.contextmanager
-    def take(self, user_id, limit):
-        """Whether there is a free slot; it is held while the block runs."""
-        with self._lock:
-            free = self._busy[user_id] < limit
-            self._busy[user_id] += free
-        try:
-            yield free
-        finally:
-            with self._lock:
-                self._busy[user_id] -= free
-                if not self._busy[user_id]:
-                    del self._busy[user_id]
 
 
 # --- the worker ---------------------------------------------------------------------------

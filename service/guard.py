@@ -49,9 +49,9 @@ def check_url(url):
     try:
         found = outbound.resolve(parts.hostname, port, RESOLVE_SECONDS)
     except outbound.Unresolved as e:
-        raise ForbiddenUrl("its host name cannot be found") from e
+        raise ForbiddenUrl("names a host that cannot be found") from e
     if not all(may_dial(address[0]) for _, address in found):
-        raise ForbiddenUrl("its host is not on the public internet")
+        raise ForbiddenUrl("names a host that is not on the public internet")
 
 
 def check_form(url):

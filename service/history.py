@@ -1,6 +1,6 @@
 """What users read back: their numbers, their SMS, their counts."""
 
-import threading
+import contextlib
 import time
 from datetime import timedelta
 
@@ -9,14 +9,14 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import selectinload
 
 from service.models import Attempt, Delivery, Message, PhoneNumber, UserSummary, db, release, utcnow
+from service.slots import Slots
 
 COUNTS = ("numbers", "sms", "otps", "webhooks_delivered")
 POLL_SECONDS = 0.5
 
 
 def init_app(app):
-    # Who waits holds a thread: half of them stay for those who come for a number
-    app.extensions["waiting"] = threading.Semaphore(app.config["THREADS"] // 2)
+    app.extensions["waiting"] = Slots()
 
 
 def numbers(user, limit, before=None, states=("assigned",)):
@@ -45,17 +45,26 @@ def messages(user, limit, phone_number=None, after=None, before=None, wait=0):
         query = query.where(Message.id > after).order_by(Message.id)
     else:
         query = query.order_by(Message.id.desc())
+    # An SMS that is just being stored is waited for: it may have a lower id than one to be read,
+    # which a reader who goes on from there would never see
+    query = query.with_for_update(read=True)
     rows = _read(query)
-    waiting = current_app.extensions["waiting"]
-    if not rows and wait and waiting.acquire(blocking=False):
-        try:
+    if not rows and wait:
+        with _place(user) as free:
             give_up = time.monotonic() + wait
-            while not rows and (left := give_up - time.monotonic()) > 0:
+            while free and not rows and (left := give_up - time.monotonic()) > 0:
                 time.sleep(min(left, POLL_SECONDS))
                 rows = _read(query)
-        finally:
-            waiting.release()
     return rows if after is not None else rows[::-1]
+
+
+@contextlib.contextmanager
+def _place(user):
+    """Whether this call may wait, which holds a thread: half of them stay for those who come for a
+    number, and one user gets half of the rest."""
+    waiting, places = current_app.extensions["waiting"], current_app.config["THREADS"] // 2
+    with waiting.take("all", places) as free, waiting.take(user.id, (places + 1) // 2) as mine:
+        yield free and mine
 
 
 def _read(query):
@@ -77,7 +86,7 @@ def _spelled(user, digits):
 def deliveries(user, limit, before=None, state=None):
     """The user's Delivery rows with their attempts, newest first, of ids below `before`."""
     query = select(Delivery).where(Delivery.user_id == user.id)
-    query = query.options(selectinload(Delivery.tries))
+    query = query.options(selectinload(Delivery.tries), selectinload(Delivery.message))
     if before is not None:
         query = query.where(Delivery.id < before)
     if state is not None:
@@ -85,10 +94,11 @@ def deliveries(user, limit, before=None, state=None):
     return db.session.scalars(query.order_by(Delivery.id.desc()).limit(limit)).all()
 
 
-def last_attempt(delivery):
-    """The Attempt that was made last, or None."""
-    mine = select(Attempt).where(Attempt.delivery_id == delivery.id)
-    return db.session.scalar(mine.order_by(Attempt.id.desc()).limit(1))
+def last_attempt(user, delivery_id):
+    """The Attempt of the user's delivery that was made last, or None."""
+    mine = (Delivery.user_id == user.id) & (Delivery.id == delivery_id)
+    query = select(Attempt).join(Delivery, Delivery.id == Attempt.delivery_id).where(mine)
+    return db.session.scalar(query.order_by(Attempt.id.desc()).limit(1))
 
 
 def summary(user, days):

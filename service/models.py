@@ -122,6 +122,11 @@ class User(db.Model):
 
     manager: Mapped["User | None"] = relationship(remote_side=[id], lazy="raise")
 
+    @classmethod
+    def locked(cls, user_id):
+        """The user as the database has it now; nobody else changes it before the commit."""
+        return db.session.get(cls, user_id, populate_existing=True, with_for_update=True)
+
     @property
     def may_call(self):
         return self.active and self.approved
@@ -269,6 +274,7 @@ class Delivery(db.Model):
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
     delivered_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
 
+    message: Mapped["Message | None"] = relationship(lazy="raise", viewonly=True)
     tries: Mapped[list["Attempt"]] = relationship(lazy="raise", order_by="Attempt.id")
 
     __table_args__ = (

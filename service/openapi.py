@@ -84,6 +84,39 @@ IDEMPOTENCY_KEY = {
     "schema": {"type": "string", "maxLength": 255},
 }
 
+_WEBHOOK_HEADERS = {
+    "webhook-id": "The same over every retry: drop those you have seen.",
+    "webhook-timestamp": "When this try was made, in Unix seconds.",
+    "webhook-signature": "`v1,…` of the body, with your `whsec_…` secret; two after a rotation.",
+}
+WEBHOOK = {
+    "summary": "An SMS with a code has come. Signed as Standard Webhooks describes.",
+    "parameters": [
+        {"in": "header", "name": name, "description": text, "schema": {"type": "string"}}
+        for name, text in _WEBHOOK_HEADERS.items()
+    ],
+    "requestBody": {
+        "content": {
+            "application/json": {
+                "example": {
+                    "event": "otp_received",
+                    "data": {
+                        "phone_number": "+1234567890",
+                        "otp_code": "123456",
+                        "provider": "NAME",
+                        "sms_text": "Your code is 123456",
+                    },
+                }
+            }
+        }
+    },
+    "responses": {
+        "2XX": {"description": "It has arrived."},
+        "410": {"description": "Nothing is sent any more, until the Webhook URL is set again."},
+        "default": {"description": "It is tried again."},
+    },
+}
+
 # gunicorn's own answer, before the request is ours
 TOO_LONG = {"414": {"description": "more than 4,094 bytes of URL", "content": {"text/html": {}}}}
 
@@ -208,7 +241,7 @@ def document():
             spec.path(
                 f"{endpoint.path}/{{{endpoint.key}}}", operations=_by_path(endpoint, operation)
             )
-    return spec.to_dict()
+    return spec.to_dict() | {"webhooks": {"otp_received": {"post": WEBHOOK}}}
 
 
 def _operation(endpoint, converter):

@@ -1,5 +1,6 @@
 """The pages: a user logs in, sets the webhook, and sees what happened."""
 
+import json
 import logging
 import re
 from functools import wraps
@@ -32,11 +33,17 @@ from service.models import (
     utcnow,
 )
 from service.schemas import PageQuery, ProfileForm
+from service.secretbox import Unreadable, seal, unseal
+from service.webhooks import new_secret
 
 log = logging.getLogger(__name__)
 bp = Blueprint("profile", __name__)
 
 PAGE = 20
+# The pages that hide codes and texts
+REVEALING = ("overview", "messages", "webhooks")
+# What the states of a delivery are called here
+STATES = {"pending": "pending", "delivered": "delivered", "dead": "failed"}
 REDELIVER_SECONDS = 10
 EXAMPLES = {"full": "+447400849540", "national": "7400849540", "remove_plus": "447400849540"}
 
@@ -62,9 +69,8 @@ def logged_in(view):
 
     @wraps(view)
     def guarded(**kwargs):
-        user = sessions.current_user()
+        user = _me()
         if user is None:
-            sessions.log_out()
             return redirect(url_for("profile.login"))
         return view(user, **kwargs)
 
@@ -86,8 +92,8 @@ def home():
 @bp.route("/login", methods=["GET", "POST"])
 def login():
     """Log in with the API key."""
-    if request.method == "GET":
-        return render_template("login.html")
+    if request.method != "POST":
+        return redirect(url_for("profile.overview")) if _me() else render_template("login.html")
     try:
         sessions.log_in(request.form.get("api_key", "").strip())
     except (InvalidApiKey, TooManyTries) as e:
@@ -99,8 +105,8 @@ def login():
 @bp.route("/logout", methods=["GET", "POST"])
 def logout():
     """Log out; by GET it is asked for first, since anybody can make a browser follow a link."""
-    if request.method == "GET":
-        return render_template("logout.html")
+    if request.method != "POST":
+        return render_template("logout.html", user=_me())
     sessions.log_out()
     return redirect(url_for("profile.login"))
 
@@ -121,14 +127,14 @@ def overview(user):
 @bp.get("/profile/numbers")
 @logged_in
 def numbers(user):
-    before = _before()
-    return render_template("numbers.html", user=user, numbers=_numbers(user, PAGE, before))
+    rows = _numbers(user, PAGE + 1, _asked("before"))
+    return render_template("numbers.html", user=user, numbers=rows)
 
 
 @bp.get("/profile/messages")
 @logged_in
 def messages(user):
-    rows = history.messages(user, PAGE, before=_before())[::-1]
+    rows = history.messages(user, PAGE + 1, before=_asked("before"))[::-1]
     return render_template("messages.html", user=user, messages=rows)
 
 
@@ -137,16 +143,18 @@ def messages(user):
 def reveal(user):
     """Show codes and texts in this session, or hide them again; never by a URL."""
     session["reveal"] = request.form.get("reveal") == "1"
-    everything = request.form.get("page") == "messages"
-    return redirect(url_for("profile.messages" if everything else "profile.overview"))
+    page = request.form.get("page")
+    return redirect(url_for(f"profile.{page if page in REVEALING else 'overview'}"))
 
 
 @bp.route("/profile/edit", methods=["GET", "POST"])
 @logged_in
 def edit(user):
     """The Webhook URL and the preferred number format."""
-    if request.method == "GET":
-        return _edit_page(user)
+    if request.method != "POST":
+        tested = history.last_attempt(user, _asked("tested"))
+        form = {"webhook_url": user.webhook_url, "number_format": user.number_format or "full"}
+        return _edit_page(user, form, tested=tested)
     form = request.form.to_dict()
     try:
         given = ProfileForm().load(form)
@@ -154,14 +162,15 @@ def edit(user):
             release()
             guard.check_url(url)
     except ValidationError as e:
-        return _edit_page(user, form=form, errors=e.normalized_messages()), 400
+        return _edit_page(user, form, errors=e.normalized_messages()), 400
     except guard.ForbiddenUrl as e:
-        return _edit_page(user, form=form, errors={"webhook_url": [f"The URL {e}."]}), 400
+        return _edit_page(user, form, errors={"webhook_url": [f"The URL {e}."]}), 400
 
     def save():
-        row = db.session.get(User, user.id)
-        if row.webhook_url != given["webhook_url"]:
+        row = User.locked(user.id)
+        if row.webhook_url != given["webhook_url"] or row.webhook_disabled_at:
             delivery.set_url(row, given["webhook_url"])
+            event(log, "webhook_url_set", user_id=user.id)
         row.number_format = given["number_format"]
 
     transact(save)
@@ -172,47 +181,49 @@ def edit(user):
 @bp.post("/profile/test")
 @logged_in
 def send_test(user):
-    """Send a test event to the endpoint, and show what came of it."""
-    current_app.extensions["tests"].take(user.id)
-    return _edit_page(user, tested=history.last_attempt(delivery.send_test(user)))
+    """Send a test event to the endpoint; /profile/edit shows what came of it."""
+    current_app.extensions["sends"].take(user.id)
+    sent = delivery.send_test(user)
+    return redirect(url_for("profile.edit", tested=sent.id, _anchor="test"))
 
 
-@bp.post("/profile/secret")
+@bp.route("/profile/secret", methods=["GET", "POST"])
 @logged_in
 def rotate_secret(user):
-    """A new webhook secret, shown this once; a form that is sent again rotates nothing."""
+    """A new webhook secret: shown this once, in force when the user has copied it."""
+    if request.method != "POST":
+        secret = new_secret()
+        return _offer(user, "secret", user.webhook_secret, secret, secret)
+    old, secret = user.webhook_secret, _accepted(user, "secret", user.webhook_secret)
 
     def rotate():
-        row = db.session.get(User, user.id)
-        return _is_current(row.webhook_secret) and delivery.rotate_secret(row)
+        row = User.locked(user.id)
+        if same := row.webhook_secret == old:
+            delivery.rotate_secret(row, secret)
+        return same
 
-    secret = transact(rotate)
-    if not secret:
-        flash("The secret has been rotated since this page was made.")
-        return redirect(url_for("profile.edit"))
-    return _edit_page(user, secret=secret)
+    return _rotated(user, "secret", secret and transact(rotate))
 
 
 @bp.route("/profile/key", methods=["GET", "POST"])
 @logged_in
 def rotate_key(user):
-    """A new API key, shown this once; asked for first, since the old one stops at once."""
-    if request.method == "GET":
-        return render_template("key.html", user=user, token=_token(user.key_hash))
-    key = new_key("usr")
+    """A new API key: shown this once; the old one stops when the user has copied it."""
+    if request.method != "POST":
+        key = new_key("usr")
+        return _offer(user, "key", user.key_hash, key, sha256(key))
+    old, key_hash = user.key_hash, _accepted(user, "key", user.key_hash)
 
     def rotate():
-        row = db.session.get(User, user.id)
-        if current := _is_current(row.key_hash):
-            row.key_hash = sha256(key)
-        return current
+        row = User.locked(user.id)
+        if same := row.key_hash == old:
+            row.key_hash = key_hash
+        return same
 
-    if not transact(rotate):
-        flash("The key has been rotated since this page was made.")
-        return redirect(url_for("profile.edit"))
-    event(log, "key_rotated", user_id=user.id)
-    sessions.begin(user)  # this browser stays logged in, all others are logged out
-    return render_template("key.html", user=user, key=key)
+    done = key_hash and transact(rotate)
+    if done:
+        sessions.begin(user)  # this browser stays logged in, all others are logged out
+    return _rotated(user, "key", done)
 
 
 @bp.get("/profile/webhooks")
@@ -221,7 +232,7 @@ def webhooks(user):
     """The webhook log: every delivery with its attempts."""
     state = request.args.get("state")
     state = state if state in ("pending", "delivered", "dead") else None
-    rows = history.deliveries(user, PAGE, _before(), state)
+    rows = history.deliveries(user, PAGE + 1, _asked("before"), state)
     return render_template("webhooks.html", user=user, deliveries=rows, state=state)
 
 
@@ -229,16 +240,19 @@ def webhooks(user):
 @logged_in
 def redeliver(user):
     """Try one delivery again now, or make all that failed due again."""
+    current_app.extensions["sends"].take(user.id)
     wanted = request.form.get("id", "")
     if wanted == "failed":
-        found, delivered = delivery.redeliver_failed(user, REDELIVER_SECONDS)
-        flash(f"{found} to deliver again: {delivered} delivered, the others are due now.")
+        states = delivery.redeliver_failed(user, REDELIVER_SECONDS)
+        told = ", ".join(f"{states[state]} {STATES[state]}" for state in STATES if states[state])
+        flash(f"Redelivered: {told}." if told else "There are none that failed.")
     else:
-        row = wanted.isascii() and wanted.isdecimal() and db.session.get(Delivery, int(wanted[:18]))
-        if not row or row.user_id != user.id:
+        known = wanted.isascii() and wanted.isdecimal() and len(wanted) < 19
+        row = db.session.get(Delivery, int(wanted)) if known else None
+        if row is None or row.user_id != user.id:
             raise NotFound
         state = delivery.redeliver(row.id)
-        flash(f"Delivery {row.id}: {state or 'it is being tried just now'}.")
+        flash(f"Delivery {row.id}: {STATES.get(state, 'it is being tried just now')}.")
     return redirect(url_for("profile.webhooks"))
 
 
@@ -248,7 +262,7 @@ def enable(user):
     """Let webhooks go to the endpoint again: its circuit closed, no longer disabled."""
 
     def close():
-        row = db.session.get(User, user.id)
+        row = User.locked(user.id)
         delivery.set_url(row, row.webhook_url)
 
     transact(close)
@@ -259,47 +273,61 @@ def enable(user):
 @bp.get("/docs")
 def docs():
     """The API documentation, from the same source as /openapi.json."""
-    user = sessions.current_user()
     return render_template(
-        "docs.html", user=user, paths=openapi.document()["paths"], calls=openapi.ENDPOINTS
+        "docs.html",
+        user=_me(),
+        document=openapi.document(),
+        calls=openapi.ENDPOINTS,
+        retries=delivery.RETRY_SECONDS,
     )
 
 
 # --- shared by the views ------------------------------------------------------------------
 
 
-def _edit_page(user, form=None, **shown):
-    user = db.session.get(User, user.id, populate_existing=True)
-    release()
-    form = form or {"webhook_url": user.webhook_url, "number_format": user.number_format or "full"}
-    return render_template(
-        "edit.html",
-        user=user,
-        form=form,
-        examples=EXAMPLES,
-        token=_token(user.webhook_secret),
-        **shown,
-    )
+def _me():
+    return sessions.current_user()
+
+
+def _edit_page(user, form, **shown):
+    return render_template("edit.html", user=user, form=form, examples=EXAMPLES, **shown)
+
+
+def _offer(user, what, old, shown, kept):
+    """The page that shows a new key or secret; nothing is changed before its form comes back.
+
+    The form carries what is to be kept, sealed: so neither a lost answer nor a second click can
+    leave the user without the one in force.
+    """
+    offer = seal(json.dumps([what, user.id, sha256(old), kept]))
+    return render_template("rotate.html", user=user, what=what, shown=shown, offer=offer)
+
+
+def _accepted(user, what, old):
+    """What was offered to the user to replace `old`; None when that is not what came back."""
+    try:
+        offered = json.loads(unseal(request.form.get("offer", "")))
+    except Unreadable:
+        return None
+    return offered[3] if offered[:3] == [what, user.id, sha256(old)] else None
+
+
+def _rotated(user, what, done):
+    if done:
+        event(log, f"{what}_rotated", user_id=user.id)
+    flash(f"The new {what} is in force." if done else f"The {what} was not rotated: look again.")
+    return redirect(url_for("profile.edit"))
 
 
 def _numbers(user, limit, before=None):
     return history.numbers(user, limit, before, states=("assigned", "unknown"))
 
 
-def _before():
+def _asked(name):
     try:
-        return PageQuery().load(request.args.to_dict()).get("before")
+        return PageQuery().load(request.args.to_dict()).get(name)
     except ValidationError as e:
         raise NotFound from e
-
-
-def _token(value):
-    """What a form that replaces `value` carries, so that it does so once."""
-    return sha256("form", value)[:16]
-
-
-def _is_current(value):
-    return request.form.get("token") == _token(value)
 
 
 @bp.app_template_filter("result")
@@ -315,6 +343,19 @@ def moment(time):
     return f"{time:%Y-%m-%d %H:%M:%S} UTC"
 
 
+@bp.app_template_filter("compact")
+def compact(value):
+    """JSON as it goes over the wire."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+@bp.app_template_filter("duration")
+def duration(seconds):
+    """`seconds` in the largest unit that it is a whole number of."""
+    size, unit = next(x for x in ((3600, "h"), (60, "min"), (1, "s")) if seconds % x[0] == 0)
+    return f"{seconds // size} {unit}"
+
+
 @bp.app_template_filter("code")
 def code(text):
     """`text` escaped, what is between backticks as code."""
@@ -323,7 +364,12 @@ def code(text):
 
 @bp.app_context_processor
 def template_globals():
-    return {"now": utcnow, "revealed": lambda: session.get("reveal", False)}
+    return {
+        "now": utcnow,
+        "revealed": lambda: session.get("reveal", False),
+        "page_size": PAGE,
+        "state_names": STATES,
+    }
 
 
 # --- answers ------------------------------------------------------------------------------
@@ -353,7 +399,10 @@ def answer_error(error):
     else:
         event(log, "unexpected_error", logging.ERROR, exc_info=True)
         status, sentence, headers = 500, "Something went wrong on our side.", {}
-    page = render_template("error.html", status=status, sentence=sentence, request_id=request_id())
+    user = _me() if status < 500 else None
+    page = render_template(
+        "error.html", status=status, sentence=sentence, request_id=request_id(), user=user
+    )
     return page, status, headers
 
 
@@ -363,6 +412,6 @@ def secure(response):
     response.headers.setdefault("X-Content-Type-Options", "nosniff")
     response.headers.setdefault("X-Frame-Options", "DENY")
     response.headers.setdefault("Referrer-Policy", "same-origin")
-    if request.blueprint == bp.name:
+    if request.endpoint != "static":
         response.headers.setdefault("Cache-Control", "no-store")
     return response

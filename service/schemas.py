@@ -139,9 +139,10 @@ class SummaryQuery(_Query):
 
 
 class PageQuery(_Query):
-    """A page of numbers, messages or deliveries."""
+    """Which numbers, messages or deliveries a page shows."""
 
     before = Digits(high=MAX_ROW_ID)
+    tested = Digits(high=MAX_ROW_ID)
 
 
 class ProfileForm(Schema):

@@ -1,6 +1,7 @@
 """Browser sessions: logging in with an API key, forms that only we can have made, throttling."""
 
 import hmac
+import logging
 import secrets
 import threading
 import time
@@ -11,14 +12,17 @@ from flask import current_app, request, session
 from flask.sessions import SecureCookieSessionInterface
 
 from service.errors import FormExpired, InvalidApiKey, TooManyTries
+from service.logs import event
 from service.models import User, db, sha256
+
+log = logging.getLogger(__name__)
 
 LIFETIME = timedelta(hours=12)
 # Wrong keys of one address, in each process, before it has to wait
 MAX_FAILURES, FAILURE_SECONDS = 10, 300
 
-# Test events of one user, in each process: nobody is flooded in our name
-MAX_TESTS, TEST_SECONDS = 10, 60
+# Webhooks that one user sends by hand, in each process: nobody is flooded in our name
+MAX_SENDS, SEND_SECONDS = 20, 60
 
 
 class _Sessions(SecureCookieSessionInterface):
@@ -61,7 +65,7 @@ def init_app(app):
     app.session_interface = _Sessions()
     app.config.update(SESSION_COOKIE_SAMESITE="Lax", PERMANENT_SESSION_LIFETIME=LIFETIME)
     app.extensions["logins"] = Throttle(MAX_FAILURES, FAILURE_SECONDS)
-    app.extensions["tests"] = Throttle(MAX_TESTS, TEST_SECONDS)
+    app.extensions["sends"] = Throttle(MAX_SENDS, SEND_SECONDS)
     app.jinja_env.globals["csrf_token"] = csrf_token
 
 
@@ -72,15 +76,17 @@ def log_in(key):
     try:
         user = User.by_api_key(key)
     except InvalidApiKey:
+        event(log, "login_failed", logging.WARNING, address=address)
         logins.take(address)
         raise
+    event(log, "login", user_id=user.id, address=address)
     begin(user)
 
 
 def begin(user):
     """A fresh session; it ends when the user's key is another one than now."""
     session.clear()
-    session.update(user=user.id, stamp=_stamp(user))
+    session.update(user=user.id, stamp=_stamp(user), began=int(time.time()))
 
 
 def log_out():
@@ -89,7 +95,10 @@ def log_out():
 
 def current_user():
     """The User who is logged in and may still call; else None."""
-    user = "user" in session and db.session.get(User, session["user"])
+    # The cookie's own date is renewed whenever the session is written
+    if time.time() - session.get("began", 0) > LIFETIME.total_seconds():
+        return None
+    user = db.session.get(User, session["user"])
     if user and user.may_call and hmac.compare_digest(session.get("stamp", ""), _stamp(user)):
         return user
     return None
@@ -114,8 +123,12 @@ def _stamp(user):
 
 def _address():
     """The caller's address; of IPv6 the /64, which is what one subscriber has."""
+    text = request.remote_addr or ""
+    if text.count(":") == 1:
+        text = text.partition(":")[0]  # some proxies add the port
     try:
-        ip = ip_address(request.remote_addr or "")
+        ip = ip_address(text)
     except ValueError:
-        return request.remote_addr
+        return text
+    ip = getattr(ip, "ipv4_mapped", None) or ip
     return str(ip if ip.version == 4 else ip_network((ip, 64), strict=False))

@@ -13,6 +13,7 @@ from service.secretbox import seal
 pytest_plugins = ["tests.databases", "tests.fixtures"]
 
 SYSTEM_KEY = "system-key-of-the-tests"
+SECRET_KEY = "secret key of the tests, 32 long."
 MAIN = "http://main.test"
 
 
@@ -39,7 +40,7 @@ def make_app(database_url):
             "DATABASE_URL": database_url,
             "MAIN_SERVER_URL": MAIN,
             "SYSTEM_API_KEY": SYSTEM_KEY,
-            "SECRET_KEY": "tests",
+            "SECRET_KEY": SECRET_KEY,
             "WEBHOOK_REQUIRE_HTTPS": "0",
             "WEBHOOK_ALLOWED_NETWORKS": "127.0.0.0/8",
         }

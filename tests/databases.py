@@ -10,6 +10,7 @@ from config import Config
 from service import create_app
 from service.models import db
 from tests import mariadb
+from tests.conftest import SECRET_KEY
 
 
 def skip_or_fail(reason):
@@ -20,7 +21,7 @@ def skip_or_fail(reason):
 
 
 def migrate(url):
-    app = create_app(Config({"DATABASE_URL": url, "SECRET_KEY": "tests"}))
+    app = create_app(Config({"DATABASE_URL": url, "SECRET_KEY": SECRET_KEY}))
     with app.app_context():
         upgrade()
         db.engine.dispose()

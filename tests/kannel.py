@@ -18,6 +18,7 @@ from pathlib import Path
 
 import requests
 
+from tests.conftest import SECRET_KEY
 from tests.fixtures import BIN, NUMBER, ROOT
 
 SERVICE, SMSC = "http://127.0.0.1:8000", "http://127.0.0.1:13015"
@@ -104,7 +105,7 @@ class Programs(contextlib.ExitStack):
     def service(self, database_url):
         command = [BIN / "gunicorn", "--bind", "127.0.0.1:8000", "wsgi:app"]
         return self.start(
-            *command, ready=8000, DATABASE_URL=database_url, SECRET_KEY="tests",
+            *command, ready=8000, DATABASE_URL=database_url, SECRET_KEY=SECRET_KEY,
             WEB_CONCURRENCY="1", WEBHOOK_REQUIRE_HTTPS="0",
         )  # fmt: skip
 

@@ -26,7 +26,7 @@ from service.models import (
     transact,
     utcnow,
 )
-from tests.conftest import SYSTEM_KEY
+from tests.conftest import SECRET_KEY, SYSTEM_KEY
 from tests.databases import on_mariadb, skip_or_fail
 from tests.fixtures import BIN, ROOT
 from tests.mariadb import MariaDB, free_port, missing
@@ -413,7 +413,7 @@ def test_migrations_over_data_up_and_down(make_app, empty_database_url):
 
 
 def test_release_processes_at_once_do_no_harm(make_app, empty_database_url):
-    env = {"PATH": str(BIN), "DATABASE_URL": empty_database_url, "SECRET_KEY": "tests"}
+    env = {"PATH": str(BIN), "DATABASE_URL": empty_database_url, "SECRET_KEY": SECRET_KEY}
     command = [BIN / "flask", "db", "upgrade"]
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     running = [subprocess.Popen(command, cwd=ROOT, env=env, **output) for _ in range(4)]
@@ -434,7 +434,7 @@ def test_two_processes_of_eight_threads_lose_nothing(start, make_user, app, tmp_
         _, url = start(
             "gunicorn", "--bind", f"127.0.0.1:{port}", "wsgi:app", port=port,
             DATABASE_URL=database_url, MAIN_SERVER_URL=main_server, SYSTEM_API_KEY=SYSTEM_KEY,
-            SECRET_KEY="tests", WEB_CONCURRENCY="2", THREADS="8",
+            SECRET_KEY=SECRET_KEY, WEB_CONCURRENCY="2", THREADS="8",
         )  # fmt: skip
 
         def call(i):

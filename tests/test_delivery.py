@@ -29,6 +29,7 @@ from service.models import (
     utcnow,
 )
 from service.secretbox import Unreadable, seal, unseal
+from tests.conftest import SECRET_KEY
 from tests.fixtures import BIN, ROOT
 from tests.mariadb import free_port
 from tests.peers import raw_server
@@ -113,7 +114,7 @@ def test_kill_9_during_the_try_loses_nothing(start, world, database_url):
         port = free_port()
         process, base = start(
             "gunicorn", "--bind", f"127.0.0.1:{port}", "wsgi:app", port=port,
-            DATABASE_URL=database_url, SECRET_KEY="tests",
+            DATABASE_URL=database_url, SECRET_KEY=SECRET_KEY,
             WEBHOOK_REQUIRE_HTTPS="0", WEBHOOK_ALLOWED_NETWORKS="127.0.0.0/8",
             WEBHOOK_TIMEOUT="60", WEB_CONCURRENCY="1",
         )  # fmt: skip
@@ -455,7 +456,7 @@ def test_two_workers_one_killed_mid_drain_deliver_all(world, app, tmp_path, data
     world.change(User, webhook_failures=0, webhook_open_until=None)
     world.make_due()
     env = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG")} | {
-        "DATABASE_URL": database_url, "SECRET_KEY": "tests",
+        "DATABASE_URL": database_url, "SECRET_KEY": SECRET_KEY,
         "WEBHOOK_REQUIRE_HTTPS": "0", "WEBHOOK_ALLOWED_NETWORKS": "127.0.0.0/8",
         "WEBHOOK_TIMEOUT": "1",
     }  # fmt: skip

@@ -5,11 +5,12 @@ import time
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import insert, text
 
 from service import history
-from service.models import PhoneNumber, User, count, db, transact, utcnow
+from service.models import Message, PhoneNumber, User, count, db, transact, utcnow
 from tests.conftest import SYSTEM_KEY
+from tests.databases import on_mariadb
 from tests.fixtures import NUMBER
 
 OTHER = "12025550124"
@@ -103,21 +104,22 @@ def test_an_sms_for_a_later_holder_is_not_the_earlier_ones(client, make_user, as
     assert len(read(client, "messages", ben)) == 1
 
 
+def waiting(app):
+    return app.extensions["waiting"]._busy["all"]
+
+
 def test_wait_answers_as_soon_as_there_is_one(app, client, make_user, assign, sms):
     user = make_user()
     assign(user.id)
     got = []
-    waiting = threading.Thread(
+    thread = threading.Thread(
         target=lambda: got.extend(read(app.test_client(), "messages", user, wait=25))
     )
-    waiting.start()
-    while app.extensions["waiting"]._value == app.config["THREADS"] // 2 and waiting.is_alive():
+    thread.start()
+    while not waiting(app) and thread.is_alive():
         time.sleep(0.01)
-    with app.app_context():
-        # It waits without a connection of its own
-        assert db.engine.pool.checkedout() == 0 or waiting.is_alive()
     sent = sms("code 123456")
-    waiting.join()
+    thread.join()
     assert [row["id"] for row in got] == [sent]
 
 
@@ -126,33 +128,62 @@ def test_wait_ends_with_the_empty_list(client, make_user):
 
 
 def test_waiters_hold_neither_connections_nor_every_thread(make_app, make_user, monkeypatch):
-    """Of 20 who want to wait half of the threads do; all others are answered at once."""
-    app, user = make_app(THREADS=8), make_user()
-    held, all_wait = [], threading.Event()
-    pause = history.time.sleep
+    """Of 8 threads 4 wait, 2 of them for one user; all others are answered at once."""
+    app, users = make_app(THREADS=8), [make_user(name=name) for name in ("Ann", "Ben", "Cem")]
+    go_on, at_rest, answered = threading.Event(), threading.Semaphore(0), threading.Semaphore(0)
 
-    def at_rest(seconds):
-        with app.app_context():
-            held.append(db.engine.pool.checkedout())
-        all_wait.set()
-        pause(seconds)
+    def rest(seconds):
+        at_rest.release()
+        go_on.wait(60)
 
-    monkeypatch.setattr(history.time, "sleep", at_rest)
-    answered = threading.Semaphore(0)
+    monkeypatch.setattr(history.time, "sleep", rest)
 
-    def wait():
-        read(app.test_client(), "messages", user, wait=3)
+    def wait(user):
+        read(app.test_client(), "messages", user, wait=1)
         answered.release()
 
-    threads = [threading.Thread(target=wait) for _ in range(20)]
+    threads = [threading.Thread(target=wait, args=(user,)) for user in users for _ in range(8)]
     for thread in threads:
         thread.start()
-    assert all_wait.wait(60)
-    for _ in range(16):
+    for _ in range(4):
+        assert at_rest.acquire(timeout=60)
+    for _ in range(20):
         assert answered.acquire(timeout=60)
+    # Everybody else has been answered: what is checked out now is held by those who wait
+    with app.app_context():
+        assert db.engine.pool.checkedout() == 0
+    assert waiting(app) == 4
+    assert max(app.extensions["waiting"]._busy[user.id] for user in users) == 2
+    go_on.set()
     for thread in threads:
         thread.join()
-    assert app.extensions["waiting"]._value == 4
+    assert waiting(app) == 0
+
+
+@on_mariadb
+def test_an_sms_that_is_just_being_stored_is_not_passed_over(app, client, make_user, assign, sms):
+    """It has the lower id and is committed later: reading on from the higher one would miss it."""
+    user = make_user()
+    assign(user.id)
+    columns = {
+        "user_id": user.id, "provider": "gw", "digits": NUMBER,
+        "sms_text": "first", "received_at": utcnow(), "created_at": utcnow(),
+    }  # fmt: skip
+    with app.app_context(), db.engine.connect() as connection:
+        first = connection.execute(insert(Message).values(columns)).inserted_primary_key.id
+        second = sms("second")
+        assert second > first
+        got = []
+        reader = threading.Thread(
+            target=lambda: got.extend(read(app.test_client(), "messages", user, after=first - 1))
+        )
+        reader.start()
+        reader.join(0.5)
+        waited = reader.is_alive()
+        connection.commit()
+    reader.join()
+    assert waited
+    assert [row["id"] for row in got] == [first, second]
 
 
 def test_summary_counts_in_all_and_per_day(app, client, make_user):
@@ -215,9 +246,15 @@ def test_healthz_needs_no_key(client):
 
 
 def test_healthz_is_503_when_the_schema_is_not_current(app, client):
-    with app.app_context(), db.engine.begin() as connection:
-        connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
+    def set_version(version):
+        with app.app_context(), db.engine.begin() as connection:
+            was = connection.scalar(text("SELECT version_num FROM alembic_version"))
+            connection.execute(text("UPDATE alembic_version SET version_num = :v"), {"v": version})
+        return was
+
+    current = set_version("0001")
     response = client.get("/healthz")
+    set_version(current)
     assert response.status_code == 503
     assert response.json == {"status": "error", "message": "The database schema is not current"}
 

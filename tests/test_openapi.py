@@ -5,7 +5,7 @@ import subprocess
 
 from openapi_spec_validator import validate
 
-from tests.conftest import SYSTEM_KEY
+from tests.conftest import SECRET_KEY, SYSTEM_KEY
 from tests.fixtures import BIN
 from tests.mariadb import free_port
 from tests.peers import sandbox
@@ -60,12 +60,13 @@ def test_schemathesis_finds_nothing(
         _, url = start(
             "gunicorn", "--bind", f"127.0.0.1:{port}", "wsgi:app", port=port,
             DATABASE_URL=database_url, MAIN_SERVER_URL=main_server, SYSTEM_API_KEY=SYSTEM_KEY,
-            SECRET_KEY="tests", WEB_CONCURRENCY="1", THREADS="4",
+            SECRET_KEY=SECRET_KEY, WEB_CONCURRENCY="1", THREADS="4",
         )  # fmt: skip
         done = subprocess.run(
             [
                 BIN / "schemathesis", "--config-file", config, "run", f"{url}/openapi.json",
-                "--generation-deterministic", "--max-examples", "30", "--continue-on-failure", "--no-color",
+                "--generation-deterministic", "--max-examples", "30", "--continue-on-failure",
+                "--no-color",
             ],
             capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"NO_COLOR": "1"},
         )  # fmt: skip

@@ -11,7 +11,7 @@ from flask import Flask
 from service import logs
 from service.models import new_key
 from service.sandbox import create_sandbox
-from tests.conftest import SYSTEM_KEY
+from tests.conftest import SECRET_KEY, SYSTEM_KEY
 from tests.mariadb import free_port
 from tests.peers import serving
 
@@ -31,7 +31,7 @@ def gunicorn(start, main_server, database_url):
     return start(
         "gunicorn", "--bind", f"127.0.0.1:{port}", "wsgi:app", port=port,
         DATABASE_URL=database_url, MAIN_SERVER_URL=main_server, SYSTEM_API_KEY=SYSTEM_KEY,
-        SECRET_KEY="tests", WEBHOOK_REQUIRE_HTTPS="0", WEBHOOK_ALLOWED_NETWORKS="127.0.0.0/8",
+        SECRET_KEY=SECRET_KEY, WEBHOOK_REQUIRE_HTTPS="0", WEBHOOK_ALLOWED_NETWORKS="127.0.0.0/8",
         WEB_CONCURRENCY="2", THREADS="4", LOG_LEVEL="DEBUG",
     )  # fmt: skip
 

@@ -2,15 +2,16 @@
 
 import re
 import threading
+import time
 from datetime import timedelta
 
 import pytest
 import requests
 from sqlalchemy import select
-from standardwebhooks import Webhook
+from standardwebhooks import Webhook, WebhookVerificationError
 
-from service import sessions
-from service.models import Delivery, PhoneNumber, User, count, db, sha256, transact, utcnow
+from service import delivery, sessions
+from service.models import Attempt, Delivery, PhoneNumber, User, count, db, sha256, transact, utcnow
 from tests.conftest import SYSTEM_KEY
 from tests.fixtures import NUMBER
 from tests.mariadb import free_port
@@ -93,10 +94,12 @@ def test_logout_asks_and_then_forgets(browser):
     assert browser.get("/profile").headers["Location"] == "/login"
 
 
-def test_a_session_ends_after_its_lifetime(browser, monkeypatch):
-    monkeypatch.setitem(
-        browser.application.config, "PERMANENT_SESSION_LIFETIME", timedelta(seconds=-1)
-    )
+def test_a_session_ends_after_its_lifetime_however_it_is_used(browser, monkeypatch):
+    began = time.time()
+    for hours in (6, 11):
+        monkeypatch.setattr(sessions.time, "time", lambda hours=hours: began + 3600 * hours)
+        assert post(browser, "/profile/reveal", reveal="1").headers["Location"] == "/profile"
+    monkeypatch.setattr(sessions.time, "time", lambda: began + 3600 * 12.1)
     assert browser.get("/profile").headers["Location"] == "/login"
 
 
@@ -111,6 +114,24 @@ def test_logins_are_throttled_by_address(app, client, user):
     other = {"environ_base": {"REMOTE_ADDR": "192.0.2.1"}}
     assert client.post("/login", data=form, **other).status_code == 401
     assert client.post("/login", data=form | {"api_key": user.key}, **other).status_code == 302
+
+
+@pytest.mark.parametrize(
+    ("addresses", "same"),
+    [
+        (("192.0.2.1", "192.0.2.2"), False),
+        (("::ffff:192.0.2.1", "::ffff:192.0.2.2"), False),
+        (("::ffff:192.0.2.1", "192.0.2.1:5678"), True),
+        (("2001:db8::1", "2001:db8::ffff:1"), True),
+        (("2001:db8::1", "2001:db8:0:1::1"), False),
+    ],
+)
+def test_what_counts_as_one_address(app, addresses, same):
+    seen = set()
+    for address in addresses:
+        with app.test_request_context(environ_base={"REMOTE_ADDR": address}):
+            seen.add(sessions._address())
+    assert len(seen) == (1 if same else 2)
 
 
 def test_the_throttle_forgets_after_its_time_and_keeps_a_bounded_number_of_names():
@@ -176,8 +197,22 @@ def test_nothing_runs_frames_or_is_kept(browser, path):
     assert response.headers["X-Content-Type-Options"] == "nosniff"
     assert response.headers["Referrer-Policy"] == "same-origin"
     assert "<script" not in response.text and "style=" not in response.text
-    if path not in ("/nothing",):
-        assert response.headers["Cache-Control"] == "no-store"
+    assert response.headers["Cache-Control"] == "no-store"
+
+
+def test_no_method_but_post_changes_anything(app, browser, user):
+    """HEAD is GET without the body: no form of it is looked at."""
+    form = {"webhook_url": "http://127.0.0.1/x", "number_format": "national", "api_key": "x"}
+    for rule in app.url_map.iter_rules():
+        if rule.endpoint.startswith("profile.") and "GET" in rule.methods:
+            assert browser.head(rule.rule, data=form).status_code in (200, 302), rule.rule
+    for _ in range(sessions.MAX_FAILURES + 1):
+        app.test_client().head("/login", data=form)
+    assert browser.get("/profile").status_code == 200
+    assert post(app.test_client(), "/login", api_key=user.key).status_code == 302
+    with app.app_context():
+        row = db.session.get(User, user.id)
+        assert (row.webhook_url, row.number_format) == (None, None)
 
 
 def test_every_form_is_refused_without_its_token(app, browser):
@@ -201,7 +236,12 @@ def test_an_unknown_page_is_a_page_and_an_unknown_call_is_json(client):
     response = client.get("/profil")
     assert (response.status_code, response.mimetype) == (404, "text/html")
     assert client.get("/api/profil").json["status"] == "error"
-    assert client.post("/docs").status_code in (400, 405)
+    for path in ("/api/init", "/healthz", "/openapi.json"):
+        response = client.post(path)
+        assert (response.status_code, response.json["status"]) == (405, "error")
+    response = client.post("/docs")
+    assert response.status_code == 405
+    assert set(response.headers["Allow"].split(", ")) == {"GET", "HEAD", "OPTIONS"}
 
 
 def test_an_unforeseen_error_tells_no_details(make_app, user, tmp_path):
@@ -262,6 +302,11 @@ def test_lists_are_paged_newest_first(browser, user, assign):
         older = re.search(r'href="([^"]+)">Older', page)
         path = older and older[1].replace("&amp;", "&")
     assert seen == [f"{n:04}" for n in reversed(range(45))]
+    # What else is in the query string is not taken over into the links
+    strange = browser.get("/profile/numbers?before=40&endpoint=x&_method=POST&_external=1")
+    assert strange.status_code == 200 and "_external" not in strange.text
+    for page in ("numbers", "messages"):
+        assert browser.get(f"/profile/{page}").text.count("Older</a>") == (page == "numbers")
     assert browser.get("/profile/numbers?before=x").status_code == 404
     assert browser.get(f"/profile/messages?before={'9' * 30}").status_code == 404
 
@@ -319,55 +364,122 @@ def test_saving_the_same_url_does_not_close_an_open_circuit(app, browser, user, 
     post(browser, "/profile/edit", webhook_url=receiver.url, number_format="national")
     with app.app_context():
         assert db.session.get(User, user.id).webhook_failures == 7
+    # ... but after 410 Gone it says that the receiver is back
+    change(app, user, webhook_disabled_at=utcnow())
+    post(browser, "/profile/edit", webhook_url=receiver.url, number_format="national")
+    with app.app_context():
+        assert db.session.get(User, user.id).webhook_disabled_at is None
+
+
+def shown_test(client):
+    """The page that shows what came of a test event."""
+    return client.get(post(client, "/profile/test").headers["Location"]).text
 
 
 def test_a_test_event_is_sent_signed_and_its_result_is_shown(app, browser, user, receiver):
     change(app, user, webhook_url=receiver.url)
-    page = post(browser, "/profile/test").text
+    page = shown_test(browser)
     assert "<strong>Delivered</strong>: answered 204, after" in page
     [(headers, body)] = receiver.received
     assert Webhook(user.secret).verify(body, dict(headers.items())) == {"event": "test", "data": {}}
     receiver.answers.append(500)
-    assert "Not delivered</strong>: answered 500" in post(browser, "/profile/test").text
+    assert "Not delivered</strong>: answered 500" in shown_test(browser)
+    assert "elivered</strong>" not in browser.get("/profile/edit?tested=99").text
+    assert browser.get(f"/profile/edit?tested={'9' * 30}").status_code == 404
 
 
-def test_test_events_are_throttled(app, browser, user, receiver):
+def test_what_is_sent_by_hand_is_throttled(app, browser, user, receiver):
     change(app, user, webhook_url=receiver.url)
     form = {"csrf_token": token(browser, "/logout")}
-    answers = [browser.post("/profile/test", data=form).status_code for _ in range(12)]
-    assert answers == [200] * sessions.MAX_TESTS + [429] * 2
-    assert len(receiver.received) == sessions.MAX_TESTS
+    for _ in range(sessions.MAX_SENDS - 1):
+        assert browser.post("/profile/test", data=form).status_code == 302
+    sends = [
+        browser.post(path, data=form | {"id": "failed"}).status_code
+        for path in ("/profile/test", "/profile/test", "/profile/webhooks/redeliver")
+    ]
+    assert sends == [302, 429, 429]
+    assert len(receiver.received) == sessions.MAX_SENDS
 
 
-def test_the_secret_is_shown_once_and_a_form_rotates_once(app, browser, user, receiver):
+def offered(client, what):
+    """(what the page shows, the form that puts it in force)"""
+    page = client.get(f"/profile/{what}").text
+    shown = re.search(r'class="secret">([^<]+)<', page)[1]
+    return shown, {"offer": re.search(r'name="offer" value="([^"]+)"', page)[1]}
+
+
+def test_the_secret_is_shown_once_and_in_force_when_it_was_copied(app, browser, user, receiver):
     change(app, user, webhook_url=receiver.url)
-    page = browser.get("/profile/edit").text
-    form = {"token": re.search(r'name="token" value="([^"]+)"', page)[1]}
-    shown = post(browser, "/profile/secret", **form).text
-    secret = re.search(r"whsec_[\w+/=]+", shown)[0]
-    assert secret != user.secret
-    assert "whsec_" not in browser.get("/profile/edit").text
-    # The same form again, as a browser's reload sends it, rotates nothing
-    assert post(browser, "/profile/secret", **form).status_code == 302
+    secret, form = offered(browser, "secret")
+    assert secret.startswith("whsec_") and secret != user.secret
     post(browser, "/profile/test")
-    [(headers, body)] = receiver.received
+    Webhook(user.secret).verify(receiver.received[0][1], dict(receiver.received[0][0].items()))
+    with pytest.raises(WebhookVerificationError):
+        Webhook(secret).verify(receiver.received[0][1], dict(receiver.received[0][0].items()))
+    post(browser, "/profile/secret", **form)
+    assert "The new secret is in force." in browser.get("/profile/edit").text
+    # A second click changes nothing: the old one still signs as well
+    post(browser, "/profile/secret", **form)
+    assert "was not rotated" in browser.get("/profile/edit").text
+    post(browser, "/profile/test")
     for valid in (secret, user.secret):
-        Webhook(valid).verify(body, dict(headers.items()))
+        Webhook(valid).verify(receiver.received[1][1], dict(receiver.received[1][0].items()))
+    assert "whsec_" not in browser.get("/profile/edit").text
 
 
 def test_the_key_is_rotated_after_asking_and_other_browsers_are_logged_out(app, browser, user):
     other = app.test_client()
     post(other, "/login", api_key=user.key)
-    page = browser.get("/profile/key").text
-    assert "usr_" not in page
-    form = {"token": re.search(r'name="token" value="([^"]+)"', page)[1]}
-    assert post(browser, "/profile/key").status_code == 302  # no token: nothing is rotated
-    key = re.search(r"usr_[\w-]{43}", post(browser, "/profile/key", **form).text)[0]
-    assert browser.get("/profile").status_code == 200
+    key, form = offered(browser, "key")
+    assert browser.get(f"/api/numbers/{user.key}").status_code == 200
+    assert browser.get(f"/api/numbers/{key}").status_code == 401
+    post(browser, "/profile/key", **form)
+    assert "The new key is in force." in browser.get("/profile/edit").text
     assert other.get("/profile").headers["Location"] == "/login"
     assert browser.get(f"/api/numbers/{key}").status_code == 200
     assert browser.get(f"/api/numbers/{user.key}").status_code == 401
-    assert post(browser, "/profile/key", **form).status_code == 302
+
+
+def test_of_two_rotations_at_once_one_is_in_force_and_said_to_be(app, user):
+    """Each browser was shown a key; only the one that is told so has the one that works."""
+    clients, together, told = [], threading.Barrier(4), {}
+    for _ in range(4):
+        client = app.test_client()
+        post(client, "/login", api_key=user.key)
+        key, form = offered(client, "key")
+        clients.append((client, key, form | {"csrf_token": token(client, "/logout")}))
+
+    def run(client, key, form):
+        together.wait()
+        client.post("/profile/key", data=form)
+        told[key] = client.get("/profile/edit").status_code == 200
+
+    threads = [threading.Thread(target=run, args=args) for args in clients]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    [in_force] = [key for key, done in told.items() if done]
+    for key in told:
+        status = app.test_client().get(f"/api/numbers/{key}").status_code
+        assert status == (200 if key == in_force else 401)
+
+
+@pytest.mark.parametrize("what", ["key", "secret"])
+def test_only_what_was_offered_to_this_user_is_taken(app, browser, make_user, what):
+    stranger = app.test_client()
+    post(stranger, "/login", api_key=make_user(name="Ben").key)
+    other = {"key": "secret", "secret": "key"}[what]
+    for form in ({}, {"offer": "é"}, offered(stranger, what)[1], offered(browser, other)[1]):
+        post(browser, f"/profile/{what}", **form)
+        assert "was not rotated" in browser.get("/profile/edit").text
+
+
+def test_a_secret_of_another_secret_key_is_cured_by_one_rotation(app, browser, user, receiver):
+    change(app, user, webhook_url=receiver.url, webhook_secret="sealed-under-another-key")
+    assert "webhook secret has to be rotated" in shown_test(browser)
+    post(browser, "/profile/secret", **offered(browser, "secret")[1])
+    assert "<strong>Delivered</strong>" in shown_test(browser)
 
 
 # --- the webhook log ----------------------------------------------------------------------
@@ -381,13 +493,15 @@ def failed(app, browser, user, assign, make_provider, receiver):
     path = make_provider("gw")
     for n in range(3):
         receiver.answers.append(500)
-        browser.post(path, json={"to": NUMBER, "text": f"code 55512{n}"})
+        browser.post(path, json={"to": NUMBER, "text": f"code 77512{n}"})
     receiver.received.clear()
 
     def die():
         rows = db.session.scalars(select(Delivery)).all()
         for row in rows:
             row.state, row.next_attempt_at = "dead", None
+        for row in db.session.scalars(select(Attempt)):
+            row.answer = "echo of code 775120"
         return [row.id for row in rows]
 
     with app.app_context():
@@ -401,8 +515,10 @@ def states(app):
 
 def test_the_log_shows_attempts_and_no_code(browser, failed):
     page = browser.get("/profile/webhooks").text
-    assert page.count("1 attempt<") == 3 and "answered 500" in page and "dead" in page
-    assert "555" not in page
+    assert page.count("1 attempt<") == 3 and "answered 500" in page and ">failed<" in page
+    assert page.count(f"+{NUMBER}") == 3 and "775" not in page and "echo" not in page
+    post(browser, "/profile/reveal", reveal="1", page="webhooks")
+    assert "echo of code 775120" in browser.get("/profile/webhooks").text
     assert "otp_received" not in browser.get("/profile/webhooks?state=delivered").text
     assert browser.get("/profile/webhooks?state=nonsense").status_code == 200
 
@@ -412,7 +528,7 @@ def test_one_or_all_failed_are_redelivered(app, browser, failed, receiver):
     assert states(app) == ["dead", "delivered", "dead"]
     post(browser, "/profile/webhooks/redeliver", id="failed")
     assert states(app) == ["delivered"] * 3
-    assert "2 to deliver again: 2 delivered" in browser.get("/profile/webhooks").text
+    assert "Redelivered: 2 delivered." in browser.get("/profile/webhooks").text
     ids = [headers["webhook-id"] for headers, _ in receiver.received]
     assert len(set(ids)) == len(ids) == 3
 
@@ -435,8 +551,45 @@ def test_a_delivery_of_somebody_else_is_404(app, failed, make_user, receiver):
     other, client = make_user(name="Ben"), app.test_client()
     post(client, "/login", api_key=other.key)
     assert post(client, "/profile/webhooks/redeliver", id=failed[0]).status_code == 404
-    assert "dead" not in re.findall("badge dead", client.get("/profile/webhooks").text)
-    assert receiver.received == []
+    assert "No deliveries" in client.get("/profile/webhooks").text
+    post(client, "/profile/webhooks/redeliver", id="failed")
+    assert "There are none that failed." in client.get("/profile/webhooks").text
+    assert receiver.received == [] and states(app) == ["dead"] * 3
+
+
+def test_what_a_worker_has_delivered_meanwhile_is_not_sent_again(
+    app, browser, failed, receiver, monkeypatch
+):
+    """The worker takes the second one while the first is tried."""
+    deliver, taken = delivery.deliver, []
+
+    def first_the_worker(row, trigger):
+        if not taken:
+            taken.append(delivery.claim(failed[1], delivery.due(utcnow())))
+            db.session.commit()
+            deliver(db.session.get(Delivery, failed[1]), "worker")
+        return deliver(row, trigger)
+
+    monkeypatch.setattr(delivery, "deliver", first_the_worker)
+    post(browser, "/profile/webhooks/redeliver", id="failed")
+    assert taken == [True]
+    ids = [headers["webhook-id"] for headers, _ in receiver.received]
+    assert len(ids) == len(set(ids)) == 3
+
+
+def test_after_a_pause_what_waits_is_due_at_once(app, browser, failed, user, receiver):
+    later = utcnow() + timedelta(minutes=10)
+
+    def park():
+        for row in db.session.scalars(select(Delivery)):
+            row.state, row.last_result, row.next_attempt_at = "pending", "circuit_open", later
+
+    with app.app_context():
+        transact(park)
+    change(app, user, webhook_open_until=later, webhook_failures=6)
+    post(browser, "/profile/webhooks/enable")
+    with app.app_context():
+        assert max(db.session.scalars(select(Delivery.next_attempt_at))) <= utcnow()
 
 
 @pytest.mark.parametrize(
@@ -471,6 +624,14 @@ def test_docs_describe_every_call_with_its_errors(client, browser):
             for failure in operation["x-failures"]:
                 assert failure["message"] in page
     assert "usr_••••" in page and "otp_received" in page
+
+
+def test_docs_and_the_document_tell_of_the_webhook(client):
+    webhook = client.get("/openapi.json").json["webhooks"]["otp_received"]["post"]
+    body = webhook["requestBody"]["content"]["application/json"]["example"]
+    assert body["event"] == "otp_received" and len(body["data"]) == 4
+    page = client.get("/docs").text
+    assert "webhook-signature" in page and "5 s, 15 s, 45 s, 2 min, 5 min, 15 min, 1 h" in page
 
 
 def test_docs_need_no_login(app):

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = [
     "demo", "sandbox", "__init__", "cli", "api", "profile", "sessions", "checks", "history",
     "openapi", "assignment", "ingestion", "auth", "gateways", "delivery", "guard", "secretbox",
-    "upstream", "webhooks", "schemas", "models", "outbound", "otp", "logs", "errors",
+    "upstream", "webhooks", "schemas", "models", "outbound", "otp", "slots", "logs", "errors",
 ]  # fmt: skip
 
 

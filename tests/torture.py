@@ -37,6 +37,7 @@ from service.models import (
 )
 from service.sandbox import create_sandbox
 from service.secretbox import seal
+from tests.conftest import SECRET_KEY
 from tests.mariadb import MariaDB, cluster, free_port
 from tests.peers import serving
 
@@ -54,7 +55,7 @@ class Service:
 
     def __init__(self, folder, urls, main_server):
         self.env = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ} | {
-            "MAIN_SERVER_URL": main_server, "SYSTEM_API_KEY": SYSTEM_KEY, "SECRET_KEY": "tests",
+            "MAIN_SERVER_URL": main_server, "SYSTEM_API_KEY": SYSTEM_KEY, "SECRET_KEY": SECRET_KEY,
             "WEBHOOK_REQUIRE_HTTPS": "0", "WEBHOOK_ALLOWED_NETWORKS": "127.0.0.0/8",
             "WEBHOOK_TIMEOUT": "2", "UPSTREAM_TIMEOUT": "1", "WEB_CONCURRENCY": "2", "THREADS": "4",
         }  # fmt: skip
@@ -230,7 +231,7 @@ DATABASES = {"sqlite": sqlite, "mariadb": mariadb, "galera": galera}
 
 def prepare(url, hook):
     """The schema, the users and a provider; gives the app, the users and the provider's key."""
-    app = create_app(Config({"DATABASE_URL": url, "SECRET_KEY": "tests", "LOG_LEVEL": "ERROR"}))
+    app = create_app(Config({"DATABASE_URL": url, "SECRET_KEY": SECRET_KEY, "LOG_LEVEL": "ERROR"}))
     users, provider_key = [], new_key("ing")
     with app.app_context():
         upgrade()
