@@ -1,9 +1,10 @@
-# make run: set-up and the demo; make test: set-up and the tests; make torture: 100 kills a database
+# make run: set-up and the demo; make test: set-up and the tests; make torture: 100 kills a database;
+# make bench: how far from the floor of the stack (ARGS='--quick ingest')
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test torture clean
+.PHONY: run test torture bench clean
 # REQUIRE_ALL=1: a part that is missing on this machine fails its tests instead of skipping them
 export REQUIRE_ALL
 
@@ -18,6 +19,9 @@ test: $(VENV)/.test
 torture: $(VENV)/.test
 	$(BIN)/python -m tests.torture sqlite mariadb galera --kills 100
 
+bench: $(VENV)/.bench
+	$(BIN)/python -m benchmarks $(ARGS)
+
 $(VENV)/.run: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +30,10 @@ $(VENV)/.run: requirements.txt
 
 $(VENV)/.test: requirements-dev.txt $(VENV)/.run
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+$(VENV)/.bench: benchmarks/requirements.txt $(VENV)/.run
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
 	touch $@
 
 clean:

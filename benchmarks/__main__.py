@@ -1,0 +1,290 @@
+"""Measures the service against the floor of its stack, as ratios: `python -m benchmarks`.
+
+`python -m benchmarks [CASE …] [--quick]`; ends with 1 when a goal is missed. What is compared runs
+in turn, in short rounds, in one run: the times of a machine vary, the ratios hardly.
+"""
+
+import argparse
+import contextlib
+import os
+import platform
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from sqlalchemy import func, select
+
+from benchmarks import harness, records
+from service.models import Attempt, Delivery, db
+from tests import mariadb
+
+ENGINES = ("sqlite", "mariadb")
+EVERYBODY = range(1, harness.USERS + 1)
+ROW = "{:50} {:8} {:>8} {:>15}  {:>8}  {}"
+
+
+class Table:
+    """The rows as they come, and whether one missed its goal."""
+
+    def __init__(self):
+        self.missed = 0
+        print(ROW.format("case", "database", "median", "min-max", "goal", ""))
+
+    def row(self, case, engine, values, at_most=None, at_least=None, unit=""):
+        """A row: the median of `values` against the goal."""
+        median = statistics.median(values)
+        good = median <= at_most if at_least is None else median >= at_least
+        goal = f"≤ {at_most:g}" if at_least is None else f"≥ {at_least:g}"
+        self.missed += not good
+        spread = f"{min(values):.2f}-{max(values):.2f}"
+        verdict = "ok" if good else "MISSED"
+        figure = f"{median:.2f}"
+        print(ROW.format(case, engine, figure, spread, goal + unit, verdict), flush=True)
+
+    def beside(self, results):
+        """The median figures of each side of [{side: Result}], below its row."""
+        for side in sorted(results[0], key=lambda side: side != "ours"):
+            figures = [
+                statistics.median(getattr(result[side], name) for result in results)
+                for name in ("cpu", "rate", "p50", "p95", "p99")
+            ]
+            line = "{:6.2f} ms CPU {:6.0f}/s   p50 {:4.0f}   p95 {:4.0f}   p99 {:4.0f} ms"
+            print(f"    {side:14}{line.format(*figures)}", flush=True)
+
+    def skipped(self, case, engine, reason):
+        print(ROW.format(case, engine, "-", "", "", f"skipped: {reason}"), flush=True)
+
+
+def ratios(results, name, side, to):
+    return [getattr(r[side], name) / getattr(r[to], name) for r in results]
+
+
+# --- the cases ----------------------------------------------------------------------------
+
+
+def against_the_floor(case, request, at_most):
+    """A case that compares one call's CPU time with the floor's and with FastAPI's."""
+
+    def run(bench, table, engine):
+        requests = [request(n) for n in EVERYBODY]
+        sides = {
+            name: (bench.serve(name, bench.database(engine)), requests)
+            for name in ("ours", "floor", "fastapi")
+        }
+        results = bench.alternate(bench.rounds(5), sides, seconds=bench.seconds(2))
+        cpu = f"{case}: CPU a request"
+        table.row(f"{cpu} / the floor's", engine, ratios(results, "cpu", "ours", "floor"), at_most)
+        table.row(f"{cpu} / FastAPI's", engine, ratios(results, "cpu", "ours", "fastapi"), 1)
+        table.beside(results)
+
+    return run
+
+
+def slow(bench, table, engine):
+    """100 callers of a main server that takes 300 ms, on 2 workers of 100 threads."""
+    url = bench.database(engine)
+    server = bench.serve("ours", url, path="/slow", THREADS="100")
+    requests, most = [harness.get_number(n) for n in EVERYBODY], 0
+
+    def watch():
+        nonlocal most
+        most = max(most, bench.connections(url, server))
+
+    bench.load(server, requests, callers=100, seconds=1)
+    options = {"callers": 100, "seconds": bench.seconds(6), "watch": watch}
+    results = [{"ours": bench.load(server, requests, **options)} for _ in range(bench.rounds(3))]
+    case = "main server takes 300 ms"
+    shares = [r["ours"].rate / (100 / 0.3) for r in results]
+    table.row(f"{case}: rate / the ideal 333/s", engine, shares, at_least=0.9)
+    table.row(f"{case}: p99", engine, [r["ours"].p99 for r in results], 450, unit=" ms")
+    table.row(f"{case}: connections a process", engine, [most], 5)
+    table.beside(results)
+
+
+def holes(bench, table, engine):
+    """SMS for 10 users, whose receivers are well; and for 10 others, one of them a black hole."""
+    rounds = bench.rounds(3)
+    # A round with a hole has users of its own, whose circuits are closed
+    hooks = [f"{bench.url}/hook"] * 10
+    hooks += [f"{bench.url}/{'hook' if n % 10 else 'hole'}" for n in range(10 * rounds)]
+    server = bench.serve("ours", bench.database(engine, hooks))
+    # The first user's are not counted in either: what is asked is what becomes of the others
+    sent = [[harness.ingest(10 * r + n) for n in range(1, 11)] for r in range(rounds + 1)]
+    options = {"callers": 32, "aside": 1}
+    bench.load(server, sent[0], **options, seconds=1)
+    results = [
+        {
+            "all well": bench.load(server, sent[0], **options, seconds=bench.seconds(5)),
+            "one hole": bench.load(server, sent[r], **options, seconds=7),
+        }
+        for r in range(1, rounds + 1)
+    ]
+    case = "1 of 10 receivers is a black hole: others'"
+    for name, goal in (("p95", {"at_most": 1.2}), ("rate", {"at_least": 0.8})):
+        values = ratios(results, name, "one hole", "all well")
+        table.row(f"{case} {name}", engine, values, **goal)
+    table.beside(results)
+
+
+def million(bench, table, engine):
+    """A million numbers and a million SMS stored, against none."""
+    empty, full = bench.database(engine), bench.database(engine)
+    count = 100_000 if bench.quick else 1_000_000
+    with harness.service_app(full):
+        records.add(count)
+    servers = {"empty": bench.serve("ours", empty), "full": bench.serve("ours", full)}
+    calls = (harness.get_number, harness.ingest, harness.messages)
+    for call in calls:
+        case = f"{count:,} numbers and SMS: p50 of {call.__name__}"
+        requests = [call(n) for n in EVERYBODY]
+        sides = {name: (server, requests) for name, server in servers.items()}
+        try:
+            results = bench.alternate(bench.rounds(7), sides, callers=1, seconds=bench.seconds(1))
+        except harness.CallsFailed as e:
+            if call is not harness.messages or e.statuses != {404}:
+                raise
+            table.skipped(case, engine, "GET /api/messages answers 404")
+            continue
+        table.row(case, engine, ratios(results, "p50", "full", "empty"), 1.15)
+        table.beside(results)
+
+
+def worker(bench, table, engine):
+    """Due deliveries drained by the worker, against posts in a loop, made before and after."""
+    count = 2000 if bench.quick else 20_000
+    url = bench.database(engine)
+
+    def posts():
+        command = [sys.executable, "-m", "benchmarks.posts", f"{bench.url}/hook", str(count // 4)]
+        return float(subprocess.check_output(command, cwd=harness.ROOT))
+
+    with harness.service_app(url):
+        records.add(count, deliveries=True)
+        before = posts()
+        process = bench.start("flask", "webhooks", "deliver", env=bench.service_env(url))
+        process.process.wait()
+        after = posts()
+        done = select(func.count()).select_from(Delivery).where(Delivery.state == "delivered")
+        assert db.session.scalar(done) == count, process.log.read_text()[-2000:]
+        seconds = (
+            db.session.scalar(select(func.max(Delivery.delivered_at)))
+            - db.session.scalar(select(func.min(Attempt.started_at)))
+        ).total_seconds()
+    rate = count / seconds
+    case = f"{count:,} due deliveries: rate / a bare loop's"
+    table.row(case, engine, [rate / before, rate / after], at_least=0.7)
+    print(f"    worker {rate:.0f}/s   loop {before:.0f}/s, {after:.0f}/s")
+
+
+def hot_row(bench, table, engine):
+    """16 callers that write one user's summary, and 16 users', against no summaries at all."""
+    servers = {name: bench.serve(name, bench.database(engine)) for name in ("ours", "no summaries")}
+    for users, who in ((EVERYBODY[:1], "one user"), (EVERYBODY, "16 users")):
+        requests = [request(n) for n in users for request in (harness.get_number, harness.ingest)]
+        sides = {name: (server, requests) for name, server in servers.items()}
+        results = bench.alternate(bench.rounds(5), sides, seconds=bench.seconds(2))
+        values = ratios(results, "rate", "ours", "no summaries")
+        case = f"16 callers on {who}: rate / without summaries"
+        table.row(case, engine, values, at_least=0.8)
+        table.beside(results)
+
+
+def memory(bench, table, engine):
+    """One worker's memory after many requests, and how much of it came in the second half."""
+    half = 2500 if bench.quick else 25_000
+    server = bench.serve("ours", bench.database(engine), WEB_CONCURRENCY="1")
+    requests = [harness.init(n) for n in EVERYBODY]
+    requests += [harness.get_number(1), harness.ingest(1)]
+    sizes = []
+    for _ in range(2):
+        bench.load(server, requests, total=half)
+        sizes += server.memory_mb()
+    case = f"memory after {2 * half:,} requests"
+    table.row(case, engine, sizes[1:], 90, unit=" MB")
+    growth = [100 * (sizes[1] / sizes[0] - 1)]
+    table.row(f"{case}: growth in the 2nd half", engine, growth, 5, unit=" %")
+
+
+def install(bench, table, engine):
+    """How long `import service` takes, and what requirements.txt installs."""
+    code = "import time; t = time.perf_counter(); import service; print(time.perf_counter() - t)"
+    command = [sys.executable, "-c", code]
+    took = [float(subprocess.check_output(command, cwd=harness.ROOT)) for _ in range(7)]
+    table.row("import service", "", took, 0.8, unit=" s")
+    table.row("installed by requirements.txt", "", [_installed_mb()], 60, unit=" MB")
+
+
+def _installed_mb():
+    names, size = [], 0
+    for line in (harness.ROOT / "requirements.txt").read_text().splitlines():
+        names.append(Requirement(line).name)
+    for name in names:  # grows while it is walked through: what is needed by what is needed
+        distribution = metadata.distribution(name)
+        size += sum(path.locate().stat().st_size for path in distribution.files if _is_there(path))
+        for needed in map(Requirement, distribution.requires or ()):
+            same = re.sub(r"[-_.]+", "-", needed.name).lower()
+            if (not needed.marker or needed.marker.evaluate({"extra": ""})) and same not in names:
+                names.append(same)
+    return size / 1e6
+
+
+def _is_there(path):
+    return path.locate().is_file()
+
+
+# name: (the case, the engines it runs on)
+CASES = {
+    "init": (against_the_floor("init from cache", harness.init, 1.5), ENGINES),
+    "get-number": (against_the_floor("get-number", harness.get_number, 1.35), ENGINES),
+    "ingest": (against_the_floor("ingest + webhook", harness.ingest, 1.5), ENGINES),
+    "slow": (slow, ENGINES),
+    "holes": (holes, ENGINES),
+    "million": (million, ENGINES),
+    "worker": (worker, ENGINES),
+    "hot-row": (hot_row, ("mariadb",)),
+    "memory": (memory, ("sqlite",)),
+    "install": (install, ("",)),
+}
+
+
+def run(bench, table, name, engine):
+    case, _ = CASES[name]
+    if engine == "mariadb" and (reason := mariadb.missing()):
+        table.skipped(name, engine, reason)
+        return
+    with contextlib.ExitStack() as bench.stack:
+        case(bench, table, engine)
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}")
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
+    options = parser.parse_args()
+    if unknown := set(options.cases) - set(CASES):
+        parser.error(f"there is no case {', '.join(sorted(unknown))}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    started = time.monotonic()
+    print(f"{os.cpu_count()} cores, Python {platform.python_version()}; ratios over short rounds")
+    table = Table()
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-") as folder,
+        contextlib.ExitStack() as stack,
+    ):
+        bench = harness.Bench(Path(folder), stack, options.quick)
+        for name in options.cases or CASES:
+            for engine in CASES[name][1]:
+                run(bench, table, name, engine)
+    print(f"{table.missed} missed; took {(time.monotonic() - started) / 60:.1f} minutes")
+    sys.exit(bool(table.missed))
+
+
+if __name__ == "__main__":
+    main()
