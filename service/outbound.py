@@ -1,6 +1,7 @@
 """HTTP calls to others under a total deadline, whatever the peer does."""
 
 import contextlib
+import heapq
 import http.client
 import ipaddress
 import os
@@ -106,6 +107,13 @@ def new_session(pool_size=32):
 
 
 class _Session(requests.Session):
+    def request(self, method, url, *, headers=None, params=None, data=None, **options):
+        # What requests merges in besides comes from the environment and from cookies
+        request = requests.PreparedRequest()
+        headers = {**self.headers, **(headers or {})}
+        request.prepare(method, url, headers=headers, params=params, data=data)
+        return self.send(request, verify=self.verify, cert=None, proxies={}, **options)
+
     def get_redirect_target(self, resp):
         # Even unfollowed, requests would read a redirect's whole body to look for the next
         return None
@@ -131,22 +139,24 @@ class _Deadline:
     def __init__(self, seconds, may_dial):
         self.may_dial = may_dial
         self.ends = time.monotonic() + seconds
+        self.over = False
         self.expired = False
         self.sent = False
         self._connection = None
         self._handle = None
         self._lock = threading.Lock()
-        self._timer = threading.Timer(seconds, self._expire)
-        self._timer.daemon = True
+
+    def __lt__(self, other):
+        return self.ends < other.ends
 
     def __enter__(self):
         _current.deadline = self
-        self._timer.start()
+        _watchdog.add(self)
         return self
 
     def __exit__(self, *_):
-        self._timer.cancel()
         with self._lock:
+            self.over = True
             self._let_go()
         _current.deadline = None
 
@@ -167,9 +177,9 @@ class _Deadline:
             if self.expired:
                 self._cut()
 
-    def _expire(self):
+    def expire(self):
         with self._lock:
-            self.expired = True
+            self.expired = not self.over
             # The pool may have lent the connection to another call by now
             if self._connection is not None and self._connection.deadline is self:
                 self._cut()
@@ -182,6 +192,39 @@ class _Deadline:
         if self._handle is not None:
             self._handle.close()
         self._handle = self._connection = None
+
+
+class _Watchdog:
+    """One thread that expires all deadlines: a timer each would be a thread each."""
+
+    def __init__(self):
+        self._pending = []  # a heap; those that are over stay in it until they come up
+        self._changed = threading.Condition()
+        self._thread = None
+
+    def add(self, deadline):
+        with self._changed:
+            heapq.heappush(self._pending, deadline)
+            if self._thread is None or not self._thread.is_alive():  # a fork has no threads
+                self._thread = threading.Thread(target=self._run, name="deadlines", daemon=True)
+                self._thread.start()
+            elif self._pending[0] is deadline:
+                self._changed.notify()
+
+    def _run(self):
+        while True:
+            with self._changed:
+                while self._pending and self._pending[0].over:
+                    heapq.heappop(self._pending)
+                wait = self._pending[0].ends - time.monotonic() if self._pending else None
+                if wait is None or wait > 0:
+                    self._changed.wait(wait)
+                    continue
+                deadline = heapq.heappop(self._pending)
+            deadline.expire()
+
+
+_watchdog = _Watchdog()
 
 
 class _Watched:
