@@ -227,4 +227,4 @@ def _sync_operators(operators, now):
         values = {"name": name, "country_id": operator.get("country_id")}
         if old is None or (old.name, old.country_id) != tuple(values.values()):
             values["updated_at"] = now
-            upsert(Operator, {"id": id}, values, values)
+            upsert(Operator, {"id": id}, values)

@@ -7,6 +7,7 @@ import secrets
 import threading
 import time
 from datetime import UTC, date, datetime
+from functools import cache
 
 import pymysql
 from flask_migrate import Migrate
@@ -353,20 +354,38 @@ def count(user_id, at, **steps):
 
 def _add(model, key, steps):
     """Add to a summary row, made where it is missing: exact under concurrency."""
-    columns = model.__table__.c
-    zeros = {column.name: 0 for column in columns if column.name not in key}
-    upsert(model, key, zeros | steps, {name: columns[name] + step for name, step in steps.items()})
+    zeros = {column.name: 0 for column in model.__table__.c if column.name not in key}
+    execute(_upsert(model, tuple(key), tuple(steps), _on_sqlite(), add=True), key | zeros | steps)
 
 
-def upsert(model, key, values, changes):
-    """Insert the row `key | values`; where `key` is there already, apply `changes` to it."""
+def upsert(model, key, values):
+    """Insert the row `key | values`; where `key` is there already, give it `values`."""
+    execute(_upsert(model, tuple(key), tuple(values), _on_sqlite(), add=False), key | values)
+
+
+@cache
+def _upsert(model, key, names, on_sqlite, add):
+    # Built once: that costs more than running it
     table = model.__table__
-    if db.session.get_bind().dialect.name == "sqlite":
-        statement = sqlite.insert(table).values(**key, **values)
-        statement = statement.on_conflict_do_update(index_elements=list(key), set_=changes)
+    if on_sqlite:
+        insert = sqlite.insert(table)
+        new = insert.excluded
     else:
-        statement = mysql.insert(table).values(**key, **values).on_duplicate_key_update(**changes)
-    db.session.execute(statement)
+        insert = mysql.insert(table)
+        new = insert.inserted
+    changes = {name: table.c[name] + new[name] if add else new[name] for name in names}
+    if on_sqlite:
+        return insert.on_conflict_do_update(index_elements=key, set_=changes)
+    return insert.on_duplicate_key_update(changes)
+
+
+def execute(statement, values):
+    """Run a statement on tables in this session's transaction, past the ORM."""
+    return db.session.connection().execute(statement, values)
+
+
+def _on_sqlite():
+    return db.session.get_bind().dialect.name == "sqlite"
 
 
 # --- transactions -------------------------------------------------------------------------
