@@ -116,8 +116,8 @@ def database(text):
     options = {
         "connect_args": connect,
         "isolation_level": "READ COMMITTED",
-        "pool_pre_ping": True,
         "pool_recycle": 280,  # add-ons close what has been idle for 5 minutes
+        "pool_reset_on_return": None,  # every session ends its transaction itself
         "pool_size": POOL_SIZE,
         "max_overflow": 0,
     }

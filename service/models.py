@@ -28,7 +28,7 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.dialects import mysql, sqlite
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from service.errors import InvalidApiKey, InvalidIngestKey
@@ -396,6 +396,8 @@ _PASSING_MYSQL = {1213, 1205, 1053, 2003, 2006, 2013, 2055, 1040, 1047}
 _GALERA_NOT_READY = 1047
 # Seconds for which a transaction is tried again: a database server restarts in fewer
 _PATIENCE = 10
+# For how long a connection that was used is taken to be alive
+_TRUSTED_SECONDS = 1
 # SQLite lets whoever asks at the right moment write next; threads of one process take turns
 _sqlite_turn = threading.RLock()
 
@@ -404,16 +406,19 @@ def transact(work, patience=_PATIENCE):
     """Run `work()` in a writing transaction, commit, and return what it returned.
 
     A deadlock, a lock timeout, a lost connection or a busy SQLite file runs the whole of it
-    again, for `patience` seconds: `work` must do nothing but use the database. An open read
-    transaction of this session is ended first.
+    again, for `patience` seconds: `work` must do nothing but use the database. On SQLite an
+    open read transaction is ended first, since it cannot become a writing one; on MySQL `work`
+    goes on in it, and sees what others have committed since.
     """
-    db.session.commit()
+    on_sqlite = _on_sqlite()
     give_up = time.monotonic() + patience
     pause = 0.02
     while True:
         try:
-            with _turn():
-                db.session.connection(execution_options={"writes": True})
+            with _sqlite_turn if on_sqlite else contextlib.nullcontext():
+                if on_sqlite:
+                    db.session.commit()
+                    db.session.connection(execution_options={"writes": True})
                 result = work()
                 db.session.commit()
             return result
@@ -431,11 +436,6 @@ def transact(work, patience=_PATIENCE):
 def release():
     """Give the database connection back before a call or a wait outside."""
     db.session.commit()
-
-
-def _turn():
-    sqlite = db.engine.dialect.name == "sqlite"
-    return _sqlite_turn if sqlite else contextlib.nullcontext()
 
 
 def _code(error):
@@ -467,6 +467,19 @@ def set_up_mysql(engine, hosts):
                 hosts.append(hosts.pop(0))
                 if last:
                     raise
+
+    @event.listens_for(engine, "checkin")
+    def _note_use(_connection, record):
+        record.info["used"] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def _ping(connection, record, _proxy):
+        # A ping each time would be a third of all round trips; no server restarts in a second
+        if time.monotonic() - record.info.get("used", 0) > _TRUSTED_SECONDS:
+            try:
+                connection.ping(reconnect=False)
+            except pymysql.err.Error as e:
+                raise DisconnectionError from e
 
     @event.listens_for(engine, "handle_error")
     def _leave_lost_node(context):
