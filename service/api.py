@@ -36,6 +36,7 @@ from service.secretbox import unseal
 
 log = logging.getLogger(__name__)
 bp = Blueprint("api", __name__)
+_GET_NUMBER = GetNumberQuery()
 
 
 def keyed(rule, **options):
@@ -76,7 +77,7 @@ def get_number(key=None):
         raise MethodNotAllowed(["GET"])  # a HEAD or a prefetch must not cost a number
     user = auth.calling_user(key)
     auth.require_active_manager(user)
-    query = load_query(GetNumberQuery())
+    query = load_query(_GET_NUMBER)
     number_format = query.get("number_format") or user.number_format or "full"
     row = assignment.get_number(
         user, query["country_id"], query.get("operator_id"), number_format, _idempotency_key()

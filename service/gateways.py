@@ -13,6 +13,8 @@ from service import webhooks
 from service.errors import BadRequest, InvalidSignature
 from service.schemas import SmsSchema
 
+_SMS = SmsSchema()
+
 
 @dataclass
 class Sms:
@@ -249,7 +251,7 @@ def _json(request):
 
 def _sms(fields):
     try:
-        sms = SmsSchema().load({k: v for k, v in fields.items() if v is not None})
+        sms = _SMS.load({k: v for k, v in fields.items() if v is not None})
     except ValidationError as e:
         errors = e.normalized_messages()
         raise BadRequest(f"Invalid {', '.join(sorted(errors))}", errors=errors) from e

@@ -42,6 +42,8 @@ class LineFormatter(logging.Formatter):
     def format(self, record):
         record.request_id = request_id() if has_request_context() else "-"
         line = mask(super().format(record))
+        if line.isprintable():
+            return line
         return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
     def formatException(self, exc_info):

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+from functools import lru_cache
 
 from cryptography.fernet import Fernet, InvalidToken
 from flask import current_app
@@ -13,18 +14,19 @@ class Unreadable(Exception):
 
 def seal(secret):
     """`secret` (text) encrypted and authenticated (Fernet: AES-CBC and HMAC-SHA256)."""
-    return _box().encrypt(secret.encode()).decode()
+    return _box(current_app.config["SECRET_KEY"]).encrypt(secret.encode()).decode()
 
 
 def unseal(sealed):
     """The secret in `sealed`; raises Unreadable."""
     try:
-        return _box().decrypt(sealed.encode()).decode()
+        return _box(current_app.config["SECRET_KEY"]).decrypt(sealed.encode()).decode()
     except InvalidToken as e:
         raise Unreadable("sealed under another SECRET_KEY") from e
 
 
-def _box():
+@lru_cache(4)
+def _box(secret_key):
     # Hashed for its length; a purpose of its own, since SECRET_KEY signs sessions too
-    key = hashlib.sha256(b"webhook secrets:" + current_app.config["SECRET_KEY"].encode()).digest()
+    key = hashlib.sha256(b"webhook secrets:" + secret_key.encode()).digest()
     return Fernet(base64.urlsafe_b64encode(key))

@@ -18,6 +18,7 @@ from service.schemas import GrantSchema, InitSchema, OperatorSchema, phone_digit
 log = logging.getLogger(__name__)
 INIT_BYTES = 8 * 2**20
 NUMBER_BYTES = 256 * 2**10
+_GRANT, _OPERATOR = GrantSchema(), OperatorSchema(partial=("name",))
 
 
 class UpstreamError(Exception):
@@ -98,7 +99,7 @@ def get_number(country_id, operator_id=None, idempotency_key=None):
     if not data or not data.get("phone_number"):
         raise NoNumber
     try:
-        number = GrantSchema().load(data)["phone_number"]
+        number = _GRANT.load(data)["phone_number"]
         digits = phone_digits(number)
     except ValidationError as e:
         raise NotTheContract(f"get-number: {sorted(e.normalized_messages())}") from e
@@ -120,7 +121,7 @@ def _operators(data, country_id):
     for operator in [data.get("operator"), *listed]:
         if operator is None:
             continue
-        if not isinstance(operator, dict) or OperatorSchema(partial=("name",)).validate(operator):
+        if not isinstance(operator, dict) or _OPERATOR.validate(operator):
             event(log, "operator_ignored", logging.WARNING, country_id=country_id)
             continue
         good.append({"country_id": country_id} | operator)
