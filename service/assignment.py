@@ -7,8 +7,9 @@ import time
 from datetime import timedelta
 
 from flask import current_app
-from sqlalchemy import func, select, update
+from sqlalchemy import bindparam, func, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.orm.attributes import set_committed_value
 
 from service import upstream
 from service.errors import (
@@ -25,6 +26,7 @@ from service.models import (
     UserSummary,
     count,
     db,
+    execute,
     release,
     sha256,
     transact,
@@ -34,6 +36,11 @@ from service.models import (
 
 log = logging.getLogger(__name__)
 KEY_LIFETIME = timedelta(hours=24)
+
+# Built once, and past the ORM: what every call writes
+_NUMBERS, _OPERATOR = PhoneNumber.__table__, Operator.__table__
+_FILL = update(_NUMBERS).where(_NUMBERS.c.id == bindparam("row_id"), _NUMBERS.c.state != "assigned")
+_OPERATORS = select(_OPERATOR).where(_OPERATOR.c.id.in_(bindparam("ids", expanding=True)))
 
 
 def get_number(user, country_id, operator_id, number_format, idempotency_key):
@@ -202,16 +209,15 @@ def _mark_unknown(row_id):
 def _assign(row, grant, phone_code):
     """The number, the operators and both summaries, in one transaction."""
     now = utcnow()
-    taken = db.session.execute(
-        update(PhoneNumber)
-        .where(PhoneNumber.id == row.id, PhoneNumber.state != "assigned")
-        .values(state="assigned", digits=grant.digits, phone_code=phone_code, assigned_at=now)
-    )
-    db.session.refresh(row)
-    if taken.rowcount != 1:
+    changes = {"state": "assigned", "digits": grant.digits, "phone_code": phone_code}
+    changes["assigned_at"] = now
+    if execute(_FILL, changes | {"row_id": row.id}).rowcount != 1:
+        db.session.refresh(row)
         if row.digits == grant.digits:
             return  # committed already: the connection was lost before we heard of it
         raise LookupError("another call with the same Idempotency-Key has filled the row")
+    for name, value in changes.items():
+        set_committed_value(row, name, value)
     count(row.user_id, now, numbers=1)
     _sync_operators(grant.operators, now)
 
@@ -220,7 +226,7 @@ def _sync_operators(operators, now):
     """Upsert the main server's operators; unchanged ones are not written, since every call
     brings the same."""
     told = {operator["id"]: operator for operator in operators}
-    known = {o.id: o for o in db.session.scalars(select(Operator).where(Operator.id.in_(told)))}
+    known = {o.id: o for o in execute(_OPERATORS, {"ids": list(told)})} if told else {}
     for id, operator in sorted(told.items()):
         old = known.get(id)
         name = operator.get("name") or (old.name if old else f"Operator {id}")

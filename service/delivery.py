@@ -11,11 +11,11 @@ from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 
 from flask import current_app
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import bindparam, func, insert, or_, select, update
 
 from service import guard, outbound, webhooks
 from service.logs import event
-from service.models import Attempt, Delivery, User, count, db, release, transact, utcnow
+from service.models import Attempt, Delivery, User, count, db, execute, release, transact, utcnow
 from service.secretbox import Unreadable, seal, unseal
 from service.slots import Slots
 
@@ -39,6 +39,12 @@ KEPT_CHARACTERS = 1024
 OLD_SECRET_HOURS = 24
 # A lease outlives its try by this many seconds
 LEASE_SLACK = 10
+
+# Built once, and past the ORM: what every webhook writes
+_ATTEMPTS, _DELIVERIES = Attempt.__table__, Delivery.__table__
+_FINISH = update(_DELIVERIES).where(
+    _DELIVERIES.c.id == bindparam("held_id"), _DELIVERIES.c.lease == bindparam("held_lease")
+)
 
 
 def init_app(app):
@@ -69,22 +75,21 @@ def set_url(user, url):
 
 
 def queue(message, user):
-    """The Delivery of a stored message, added to the caller's transaction.
+    """The Delivery of a message, stored with it in the caller's transaction.
 
     It is leased to the caller, who commits and then calls deliver(): a crash before that leaves
     it due once the lease has run out. While the endpoint is disabled it is made `dead`, to be
     seen and redelivered; while its circuit is open it is left to the worker.
     """
     now = utcnow()
-    delivery = _new(user, webhooks.payload(message), message_id=message.id)
+    delivery = _new(user, webhooks.payload(message))
+    message.deliveries = [delivery]
     if user.webhook_disabled_at:
         delivery.state, delivery.last_result, delivery.next_attempt_at = "dead", "disabled", None
     elif user.webhook_open_until and user.webhook_open_until > now:
         delivery.last_result, delivery.next_attempt_at = "circuit_open", user.webhook_open_until
     else:
         _lease(delivery, now)
-    db.session.add(delivery)
-    db.session.flush()
     return delivery
 
 
@@ -156,11 +161,10 @@ def claim(delivery_id, *conditions, **values):
     return True
 
 
-def _new(user, body, message_id=None):
+def _new(user, body):
     return Delivery(
         webhook_id=f"msg_{secrets.token_urlsafe(18)}",
         user_id=user.id,
-        message_id=message_id,
         body=body,
         state="pending",
         next_attempt_at=utcnow(),
@@ -182,15 +186,16 @@ def _free(now):
 # --- one try ------------------------------------------------------------------------------
 
 
-def deliver(delivery, trigger):
+def deliver(delivery, trigger, user=None):
     """Try a delivery that is leased to the caller once; its state afterwards. Never raises.
 
-    `trigger` (ingest, worker, redelivery, test) goes into the log of attempts. No transaction
-    is open while the receiver is called; the outcome is written only under the lease.
+    `trigger` (ingest, worker, redelivery, test) goes into the log of attempts. `user` is its
+    user where the caller has just read that. No transaction is open while the receiver is
+    called; the outcome is written only under the lease.
     """
     try:
         lease = delivery.lease
-        user = db.session.get(User, delivery.user_id, populate_existing=True)
+        user = user or db.session.get(User, delivery.user_id, populate_existing=True)
         slots = current_app.extensions["delivery"]["slots"]
         with slots.take(user.id, 1 if user.webhook_failures else SLOTS) as free:
             if reason := _not_now(user, free, heed_circuit=trigger in ("ingest", "worker")):
@@ -202,7 +207,7 @@ def deliver(delivery, trigger):
         event(log, "webhook_tried", delivery_id=delivery.id, user_id=user.id, trigger=trigger,
               result=outcome.result, ms=ms)  # fmt: skip
         attempt = {"trigger": trigger, "started_at": started_at, "ms": ms}
-        return transact(lambda: _record(delivery.id, lease, user, outcome, attempt))
+        return transact(lambda: _record(delivery, lease, user, outcome, attempt))
     except Exception:
         event(log, "webhook_failed", logging.ERROR, exc_info=True, delivery_id=delivery.id)
         db.session.rollback()
@@ -297,10 +302,12 @@ def _secrets(user):
             yield unseal(user.webhook_old_secret)
 
 
-def _record(delivery_id, lease, user, outcome, attempt):
-    """The attempt, the delivery's new state and the endpoint's circuit, in one transaction."""
+def _record(row, lease, user, outcome, attempt):
+    """The attempt, the delivery's new state and the endpoint's circuit, in one transaction.
+
+    `row` is as it was when it was leased: nobody else may have changed it while the lease holds.
+    """
     now = utcnow()
-    row = db.session.get(Delivery, delivery_id, populate_existing=True)
     was_delivered, attempts = row.state == "delivered", row.attempts + 1
     changes = {"attempts": attempts, "last_result": outcome.result, "next_attempt_at": None}
     if outcome.delivered:
@@ -316,15 +323,12 @@ def _record(delivery_id, lease, user, outcome, attempt):
         changes |= {"state": "dead"}
     else:
         changes |= {"state": "pending", "next_attempt_at": now + _delay(attempts, outcome)}
-    if not _finish(delivery_id, lease, **changes):
+    if not _finish(row.id, lease, **changes):
+        db.session.refresh(row)
         return row.state  # the lease ran out and somebody else has taken over
     next_at = changes["next_attempt_at"]
-    db.session.add(
-        Attempt(
-            delivery_id=row.id, result=outcome.result, answer=outcome.answer,
-            next_attempt_at=next_at, **attempt,
-        )
-    )  # fmt: skip
+    told = {"result": outcome.result, "answer": outcome.answer, "next_attempt_at": next_at}
+    execute(insert(_ATTEMPTS), attempt | told | {"delivery_id": row.id})
     if outcome.delivered and not was_delivered and row.message_id is not None:
         count(user.id, now, webhooks_delivered=1)
     _judge_endpoint(user, outcome, now)
@@ -333,12 +337,8 @@ def _record(delivery_id, lease, user, outcome, attempt):
 
 def _finish(delivery_id, lease, **changes):
     """Write the outcome and end the lease, if it is still this caller's."""
-    finished = db.session.execute(
-        update(Delivery)
-        .where(Delivery.id == delivery_id, Delivery.lease == lease)
-        .values(changes | {"lease": None, "leased_until": None})
-        .execution_options(synchronize_session=False)
-    )
+    held = {"held_id": delivery_id, "held_lease": lease}
+    finished = execute(_FINISH, changes | {"lease": None, "leased_until": None} | held)
     return finished.rowcount == 1
 
 

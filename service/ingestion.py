@@ -3,16 +3,17 @@
 import logging
 from datetime import timedelta
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.exc import IntegrityError
 
 from service import otp
 from service.delivery import deliver, queue
 from service.logs import event
-from service.models import Delivery, Message, PhoneNumber, User, count, db, sha256, transact, utcnow
+from service.models import Delivery, Message, PhoneNumber, count, db, sha256, transact, utcnow
 
 log = logging.getLogger(__name__)
 DUPLICATE_WINDOW = timedelta(minutes=10)
+_SAME = select(Message).where(Message.dedupe_key == bindparam("dedupe_key"))
 
 
 def ingest(sms, provider, source):
@@ -23,7 +24,7 @@ def ingest(sms, provider, source):
     """
     while True:
         try:
-            message, delivery, duplicate = transact(lambda: _store(sms, provider, source))
+            message, delivery, user, duplicate = transact(lambda: _store(sms, provider, source))
             break
         except IntegrityError:
             continue  # the same SMS at the same moment: this time it is found
@@ -33,7 +34,7 @@ def ingest(sms, provider, source):
     )  # fmt: skip
     state = delivery.state if delivery else "none"
     if delivery and delivery.lease and not duplicate:
-        state = deliver(delivery, "ingest")
+        state = deliver(delivery, "ingest", user)
     return {
         "id": message.id,
         "matched": message.phone_number_id is not None,
@@ -44,25 +45,27 @@ def ingest(sms, provider, source):
 
 
 def _store(sms, provider, source):
-    """(message, delivery or None, whether it was here already), in one transaction."""
+    """(message, its delivery and user or None, whether it was here already), in one transaction."""
     now = utcnow()
     if sms.message_id:
         dedupe_key = sha256("id", source, sms.message_id)
     else:
         dedupe_key = sha256("text", sms.digits, sms.sms_text)
-    first = db.session.scalar(select(Message).where(Message.dedupe_key == dedupe_key))
+    first = db.session.scalar(_SAME, {"dedupe_key": dedupe_key})
     if first and (sms.message_id or first.created_at > now - DUPLICATE_WINDOW):
         delivery = db.session.scalar(
             select(Delivery).where(Delivery.message_id == first.id).order_by(Delivery.id).limit(1)
         )
-        return first, delivery, True
+        return first, delivery, None, True
     if first:
         first.dedupe_key = None
         db.session.flush()
 
     found = otp.Found(sms.otp_code, "given") if sms.otp_code else otp.extract(sms.sms_text)
     received_at = min(sms.received_at or now, now)
-    number = PhoneNumber.holding(sms.digits, received_at)
+    number, user = PhoneNumber.holding(sms.digits, received_at)
+    if number and not number.first_sms_at:
+        number.first_sms_at = received_at
     message = Message(
         user_id=number and number.user_id,
         phone_number_id=number and number.id,
@@ -76,13 +79,12 @@ def _store(sms, provider, source):
         created_at=now,
     )
     db.session.add(message)
+    has_code, delivery = message.otp_code is not None, None
+    if user and has_code and user.webhook_url:
+        delivery = queue(message, user)
     db.session.flush()
-    has_code = message.otp_code is not None
-    if number is None:
+    if user:
+        count(user.id, now, sms=1, otps=int(has_code))
+    else:
         count(None, now, sms=1, otps=int(has_code), unmatched=1)
-        return message, None, False
-    number.first_sms_at = number.first_sms_at or received_at
-    count(number.user_id, now, sms=1, otps=int(has_code))
-    user = db.session.get(User, number.user_id)
-    delivery = queue(message, user) if has_code and user.webhook_url else None
-    return message, delivery, False
+    return message, delivery, user, False

@@ -24,6 +24,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    bindparam,
     event,
     select,
 )
@@ -135,10 +136,14 @@ class User(db.Model):
     @classmethod
     def by_api_key(cls, key):
         """The user who holds `key` and may call; raises InvalidApiKey."""
-        user = db.session.scalar(select(cls).where(cls.key_hash == sha256(key)))
+        user = db.session.scalar(_USER, {"key_hash": sha256(key)})
         if user is None or not user.may_call:
             raise InvalidApiKey
         return user
+
+
+# Statements of every call are built once: that costs more than running them
+_USER = select(User).where(User.key_hash == bindparam("key_hash"))
 
 
 class Provider(db.Model):
@@ -159,10 +164,13 @@ class Provider(db.Model):
     @classmethod
     def by_ingest_key(cls, key):
         """The provider who holds `key` and is not disabled; raises InvalidIngestKey."""
-        provider = db.session.scalar(select(cls).where(cls.key_hash == sha256(key)))
+        provider = db.session.scalar(_PROVIDER, {"key_hash": sha256(key)})
         if provider is None or not provider.active:
             raise InvalidIngestKey
         return provider
+
+
+_PROVIDER = select(Provider).where(Provider.key_hash == bindparam("key_hash"))
 
 
 class Operator(db.Model):
@@ -208,13 +216,22 @@ class PhoneNumber(db.Model):
 
     @classmethod
     def holding(cls, digits, at):
-        """The assignment of `digits` in force at the time `at`, or None."""
-        return db.session.scalar(
-            select(cls)
-            .where(cls.digits == digits, cls.state == "assigned", cls.assigned_at <= at)
-            .order_by(cls.assigned_at.desc(), cls.id.desc())
-            .limit(1)
-        )
+        """The assignment of `digits` in force at the time `at`, and its user; or two None."""
+        row = db.session.execute(_HOLDING, {"digits": digits, "at": at}).first()
+        return row or (None, None)
+
+
+_HOLDING = (
+    select(PhoneNumber, User)
+    .join(User, User.id == PhoneNumber.user_id)
+    .where(
+        PhoneNumber.digits == bindparam("digits"),
+        PhoneNumber.state == "assigned",
+        PhoneNumber.assigned_at <= bindparam("at"),
+    )
+    .order_by(PhoneNumber.assigned_at.desc(), PhoneNumber.id.desc())
+    .limit(1)
+)
 
 
 class Message(db.Model):
