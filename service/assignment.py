@@ -162,6 +162,7 @@ def _reserve_once(user, country_id, operator_id, key_hash):
             idempotency_hash=key_hash, requested_at=now,
         )  # fmt: skip
         db.session.add(row)
+    db.session.flush()
     count(user.id, now, requests=1)  # also takes the lock of the user's row for the check below
     if user.daily_limit is not None:
         used = _used(user, now, row.id)
@@ -169,7 +170,6 @@ def _reserve_once(user, country_id, operator_id, key_hash):
             midnight = (now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
             wait = int((midnight - now).total_seconds()) + 1
             raise DailyLimitReached(headers={"Retry-After": str(wait)})
-    db.session.flush()
     return row, True
 
 
@@ -218,8 +218,8 @@ def _assign(row, grant, phone_code):
         raise LookupError("another call with the same Idempotency-Key has filled the row")
     for name, value in changes.items():
         set_committed_value(row, name, value)
-    count(row.user_id, now, numbers=1)
     _sync_operators(grant.operators, now)
+    count(row.user_id, now, numbers=1)  # last: it locks the row that the user's calls share
 
 
 def _sync_operators(operators, now):

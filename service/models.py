@@ -432,9 +432,10 @@ def transact(work, patience=_PATIENCE):
     pause = 0.02
     while True:
         try:
+            if on_sqlite:
+                db.session.commit()  # before the wait for the turn: who waits holds no connection
             with _sqlite_turn if on_sqlite else contextlib.nullcontext():
                 if on_sqlite:
-                    db.session.commit()
                     db.session.connection(execution_options={"writes": True})
                 result = work()
                 db.session.commit()
