@@ -82,6 +82,7 @@ DATABASE_VARIABLES = (
 # Connections a process: small plans allow ten, for two web processes and a worker. None is held
 # across a call to others, so a few serve many threads.
 POOL_SIZE = 3
+POOL = {"pool_size": POOL_SIZE, "max_overflow": 0}
 MYSQL_DRIVERS = ("mysql", "mysql2", "mysql+pymysql", "mariadb", "mariadb+pymysql")
 # How far `ssl-mode` trusts the server: (certificate checked, name checked)
 SSL_MODES = {
@@ -100,7 +101,7 @@ def database(text):
     """
     url, *others = _nodes(text)
     if url.drivername == "sqlite":
-        return text, {}, []
+        return text, dict(POOL), []
     hosts = [(node.host, node.port or 3306) for node in (url, *others)]
     whole = url.database and all(host and port < 2**16 for host, port in hosts)
     if url.drivername not in MYSQL_DRIVERS or not whole:
@@ -118,9 +119,7 @@ def database(text):
         "isolation_level": "READ COMMITTED",
         "pool_recycle": 280,  # add-ons close what has been idle for 5 minutes
         "pool_reset_on_return": None,  # every session ends its transaction itself
-        "pool_size": POOL_SIZE,
-        "max_overflow": 0,
-    }
+    } | POOL
     return url.set(drivername="mysql+pymysql", query={}), options, hosts
 
 
