@@ -105,7 +105,6 @@ def ingest(key=None):
         provider = Provider.by_ingest_key(key)
         gateway, source = gateways.FORMATS[provider.format], f"provider {provider.id}"
         secret, number = provider.secret and unseal(provider.secret), provider.number
-    release()
     if request.method != "POST" and not (request.method == "GET" and gateway.get):
         raise MethodNotAllowed(["GET", "POST"] if gateway.get else ["POST"])
     sms = gateway.parse(request, secret, number)
