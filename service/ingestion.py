@@ -13,7 +13,7 @@ from service.models import Delivery, Message, PhoneNumber, count, db, sha256, tr
 
 log = logging.getLogger(__name__)
 DUPLICATE_WINDOW = timedelta(minutes=10)
-_SAME = select(Message).where(Message.dedupe_key == bindparam("dedupe_key"))
+_SAME = select(Message.id).where(Message.dedupe_key == bindparam("dedupe_key"))
 
 
 def ingest(sms, provider, source):
@@ -51,7 +51,8 @@ def _store(sms, provider, source):
         dedupe_key = sha256("id", source, sms.message_id)
     else:
         dedupe_key = sha256("text", sms.digits, sms.sms_text)
-    first = db.session.scalar(_SAME, {"dedupe_key": dedupe_key})
+    first_id = db.session.scalar(_SAME, {"dedupe_key": dedupe_key})
+    first = first_id and db.session.get(Message, first_id, populate_existing=True)
     if first and (sms.message_id or first.created_at > now - DUPLICATE_WINDOW):
         delivery = db.session.scalar(
             select(Delivery).where(Delivery.message_id == first.id).order_by(Delivery.id).limit(1)
