@@ -101,7 +101,8 @@ def database(text):
     """
     url, *others = _nodes(text)
     if url.drivername == "sqlite":
-        return text, dict(POOL), []
+        in_memory = url.database in (None, "", ":memory:")  # one connection, and no pool
+        return text, {} if in_memory else dict(POOL), []
     hosts = [(node.host, node.port or 3306) for node in (url, *others)]
     whole = url.database and all(host and port < 2**16 for host, port in hosts)
     if url.drivername not in MYSQL_DRIVERS or not whole:
