@@ -40,6 +40,9 @@ OLD_SECRET_HOURS = 24
 # A lease outlives its try by this many seconds
 LEASE_SLACK = 10
 
+# How many a worker's thread takes at once, and for how long it goes on before it records them
+BATCH, BATCH_SECONDS = 16, 0.5
+
 # Built once, and past the ORM: what every webhook writes
 _ATTEMPTS, _DELIVERIES = Attempt.__table__, Delivery.__table__
 _FINISH = update(_DELIVERIES).where(
@@ -194,24 +197,71 @@ def deliver(delivery, trigger, user=None):
     called; the outcome is written only under the lease.
     """
     try:
-        lease = delivery.lease
         user = user or db.session.get(User, delivery.user_id, populate_existing=True)
-        slots = current_app.extensions["delivery"]["slots"]
-        with slots.take(user.id, 1 if user.webhook_failures else SLOTS) as free:
-            if reason := _not_now(user, free, heed_circuit=trigger in ("ingest", "worker")):
-                return transact(lambda: _put_off(delivery.id, lease, user, reason))
-            release()
-            started_at, started = utcnow(), time.monotonic()
-            outcome = _post(user, delivery)
-            ms = round((time.monotonic() - started) * 1000)
-        event(log, "webhook_tried", delivery_id=delivery.id, user_id=user.id, trigger=trigger,
-              result=outcome.result, ms=ms)  # fmt: skip
-        attempt = {"trigger": trigger, "started_at": started_at, "ms": ms}
-        return transact(lambda: _record(delivery, lease, user, outcome, attempt))
+        with _slot(user) as free:
+            record, _ = _try(delivery, trigger, user, free)
+        [state] = transact(lambda: _write(user, [record]))
+        return state
     except Exception:
         event(log, "webhook_failed", logging.ERROR, exc_info=True, delivery_id=delivery.id)
         db.session.rollback()
         return "pending"
+
+
+def deliver_batch(deliveries, stop, on_done):
+    """Try deliveries of one user, as deliver() does each; those that arrive are recorded together.
+
+    That is a commit for all of them instead of one each. The first that does not arrive at once,
+    or `stop`, ends it: the others are given back, for whoever is free.
+    """
+    left, records, started, arrived = list(deliveries), [], time.monotonic(), True
+    try:
+        user = db.session.get(User, left[0].user_id, populate_existing=True)
+        with _slot(user) as free:
+            while left and arrived and time.monotonic() - started < BATCH_SECONDS:
+                record, arrived = _try(left.pop(0), "worker", user, free)
+                records.append(record)
+                arrived = arrived and not stop.is_set()
+        for state in transact(lambda: _write(user, records, left)):
+            on_done(state)
+    except Exception:
+        event(log, "webhook_failed", logging.ERROR, exc_info=True, user_id=deliveries[0].user_id)
+        db.session.rollback()
+
+
+def _write(user, records, left=()):
+    """Run `records` and give `left` back, in one transaction; the states that came of it."""
+    if left:
+        db.session.execute(
+            update(Delivery)
+            .where(Delivery.id.in_([row.id for row in left]), Delivery.lease == left[0].lease)
+            .values(lease=None, leased_until=None)
+            .execution_options(synchronize_session=False)
+        )
+    written = [record() for record in records]
+    if arrived := sum(new for _, new in written):
+        count(user.id, utcnow(), webhooks_delivered=arrived)
+    return [state for state, _ in written]
+
+
+def _slot(user):
+    slots = current_app.extensions["delivery"]["slots"]
+    return slots.take(user.id, 1 if user.webhook_failures else SLOTS)
+
+
+def _try(delivery, trigger, user, free):
+    """(what records the outcome of a try and gives (state, whether to count it), if it arrived)."""
+    lease = delivery.lease
+    if reason := _not_now(user, free, heed_circuit=trigger in ("ingest", "worker")):
+        return lambda: _put_off(delivery.id, lease, user, reason), False
+    release()
+    started_at, started = utcnow(), time.monotonic()
+    outcome = _post(user, delivery)
+    ms = round((time.monotonic() - started) * 1000)
+    event(log, "webhook_tried", delivery_id=delivery.id, user_id=user.id, trigger=trigger,
+          result=outcome.result, ms=ms)  # fmt: skip
+    attempt = {"trigger": trigger, "started_at": started_at, "ms": ms}
+    return lambda: _record(delivery, lease, user, outcome, attempt), outcome.delivered
 
 
 class _Outcome:
@@ -252,7 +302,7 @@ def _put_off(delivery_id, lease, user, reason):
     soon = utcnow() + timedelta(seconds=1)
     later = max(user.webhook_open_until or soon, soon) if reason == "circuit_open" else soon
     _finish(delivery_id, lease, last_result=reason, next_attempt_at=later)
-    return "pending"
+    return "pending", False
 
 
 def _post(user, delivery):
@@ -325,14 +375,13 @@ def _record(row, lease, user, outcome, attempt):
         changes |= {"state": "pending", "next_attempt_at": now + _delay(attempts, outcome)}
     if not _finish(row.id, lease, **changes):
         db.session.refresh(row)
-        return row.state  # the lease ran out and somebody else has taken over
+        return row.state, False  # the lease ran out and somebody else has taken over
     next_at = changes["next_attempt_at"]
     told = {"result": outcome.result, "answer": outcome.answer, "next_attempt_at": next_at}
     execute(insert(_ATTEMPTS), attempt | told | {"delivery_id": row.id})
-    if outcome.delivered and not was_delivered and row.message_id is not None:
-        count(user.id, now, webhooks_delivered=1)
     _judge_endpoint(user, outcome, now)
-    return changes.get("state", row.state)
+    new = outcome.delivered and not was_delivered and row.message_id is not None
+    return changes.get("state", row.state), new
 
 
 def _finish(delivery_id, lease, **changes):
@@ -410,20 +459,40 @@ def due_count(late=timedelta(0)):
     return db.session.scalar(select(func.count()).select_from(Delivery).where(condition))
 
 
-def claim_due():
-    """A due delivery, leased to the caller; None when nothing is due."""
+def claim_due(limit=BATCH):
+    """Due deliveries of one user, leased to the caller; none when nothing is due.
+
+    Of one user, so that a slow receiver keeps nobody else's waiting.
+    """
     while True:
-        now = utcnow()
-        ids = db.session.scalars(
-            select(Delivery.id).where(due(now)).order_by(Delivery.next_attempt_at).limit(16)
-        ).all()
+        # Whose endpoint has no slot free in this process is left to those who hold them
+        full = current_app.extensions["delivery"]["slots"].full(SLOTS)
+        due_now = due(utcnow()) & Delivery.user_id.not_in(full)
+        oldest = (
+            select(Delivery.user_id).where(due_now).order_by(Delivery.next_attempt_at).limit(16)
+        )
+        users = db.session.scalars(oldest).all()
         release()
-        if not ids:
-            return None
-        # At random among the oldest, so that workers seldom want the same one
-        delivery_id = random.choice(ids)
-        if transact(lambda: claim(delivery_id, due(now))):  # noqa: B023
-            return db.session.get(Delivery, delivery_id)
+        if not users:
+            return []
+        # At random among the oldest, so that workers seldom want the same ones
+        wanted = due_now & (Delivery.user_id == random.choice(users))
+        if claimed := transact(lambda: _claim(wanted, limit)):  # noqa: B023
+            return claimed
+
+
+def _claim(wanted, limit):
+    lease = {"lease": secrets.token_hex(16), "leased_until": utcnow() + _lease_time()}
+    oldest = select(Delivery.id).where(wanted).order_by(Delivery.next_attempt_at).limit(limit)
+    ids = db.session.scalars(oldest).all()
+    db.session.execute(
+        update(Delivery)
+        .where(Delivery.id.in_(ids), wanted)
+        .values(lease)
+        .execution_options(synchronize_session=False)
+    )
+    mine = select(Delivery).where(Delivery.id.in_(ids), Delivery.lease == lease["lease"])
+    return db.session.scalars(mine.execution_options(populate_existing=True)).all()
 
 
 def work(stop, watch, threads=8, poll_seconds=0.5, on_done=lambda state: None):
@@ -437,9 +506,8 @@ def work(stop, watch, threads=8, poll_seconds=0.5, on_done=lambda state: None):
         while not stop.is_set():
             with app.app_context():
                 try:
-                    delivery = claim_due()
-                    if delivery:
-                        on_done(deliver(delivery, "worker"))
+                    if batch := claim_due():
+                        deliver_batch(batch, stop, on_done)
                         continue
                 except Exception:
                     event(log, "worker_failed", logging.ERROR, exc_info=True)

@@ -12,6 +12,11 @@ class Slots:
         self._busy = Counter()
         self._lock = threading.Lock()
 
+    def full(self, limit):
+        """The names that have `limit` under way."""
+        with self._lock:
+            return [name for name, busy in self._busy.items() if busy >= limit]
+
     @contextlib.contextmanager
     def take(self, name, limit):
         """Whether there is a free slot; it is held while the block runs."""

@@ -148,7 +148,7 @@ def test_an_outcome_without_the_lease_is_not_written(app, world):
     world.sms()
     world.make_due()
     with app.app_context():
-        row = delivery.claim_due()
+        [row] = delivery.claim_due()
         theirs = utcnow() + timedelta(seconds=60)
         values = {"lease": "another", "leased_until": theirs}
         theft = update(Delivery).values(values).execution_options(synchronize_session=False)
@@ -495,3 +495,44 @@ def test_doctor_tells_of_due_deliveries_without_a_worker(world, flask):
     world.change(next_attempt_at=utcnow() - timedelta(minutes=2))
     problems = flask("doctor", "--json", exit_code=1)["problems"]
     assert "1 webhook deliveries are due and no worker takes them" in problems
+
+
+def test_a_batch_ends_with_the_first_that_does_not_arrive(app, world):
+    """Those before it are recorded together, those after it given back at once."""
+    world.receiver.answers = [500] * 4
+    for _ in range(4):
+        world.sms()
+    world.change(User, webhook_failures=0)
+    world.make_due()
+    world.receiver.answers, states = [204, 204, 503], []
+    with app.app_context():
+        batch = delivery.claim_due()
+        assert len(batch) == 4 and len({row.lease for row in batch}) == 1
+        assert delivery.claim_due() == []
+        delivery.deliver_batch(batch, threading.Event(), states.append)
+        assert states == ["delivered", "delivered", "pending"]
+        [left] = delivery.claim_due()
+    assert left.attempts == 1
+    assert [row.state for row in world.rows()] == ["delivered", "delivered", "pending", "pending"]
+
+
+def test_a_batch_is_of_one_user_and_not_of_who_has_no_slot_free(
+    app, client, world, make_user, assign
+):
+    other = make_user(name="Ben", webhook_url=world.receiver.url)
+    assign(other.id, "12025550999")
+    world.receiver.answers = [500] * 2
+    world.sms()
+    sms = {"phone_number": "12025550999", "sms_text": "code 123456"}
+    client.post(world.ingest, json=sms)
+    world.make_due()
+    with app.app_context():
+        slots = app.extensions["delivery"]["slots"]
+        with contextlib.ExitStack() as held:
+            for _ in range(delivery.SLOTS):
+                held.enter_context(slots.take(other.id, delivery.SLOTS))
+            [row] = delivery.claim_due()
+            assert row.user_id != other.id
+            assert delivery.claim_due() == []
+        [row] = delivery.claim_due()
+        assert row.user_id == other.id
