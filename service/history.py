@@ -74,7 +74,10 @@ def _read(query):
 
 
 def _spelled(user, digits):
-    """The digits themselves, and the user's numbers that are these in national form."""
+    """The digits themselves, else the user's numbers whose national form they are."""
+    holders = select(PhoneNumber.user_id).where(PhoneNumber.digits == digits)
+    if user.id in db.session.scalars(holders).all():
+        return {digits}
     national = select(PhoneNumber.digits).where(
         PhoneNumber.user_id == user.id,
         PhoneNumber.state == "assigned",

@@ -263,7 +263,7 @@ class Message(db.Model):
         """The state of its delivery; `none` when it fires none."""
         return self.deliveries[-1].state if self.deliveries else "none"
 
-    __table_args__ = (Index(None, "user_id", "id"), Index(None, "digits", "received_at"))
+    __table_args__ = (Index(None, "user_id", "id"), Index(None, "user_id", "digits", "id"))
 
 
 class Delivery(db.Model):

@@ -1,4 +1,4 @@
-"""The first SMS of a number
+"""The first SMS of a number, and an index of the messages of one number
 
 Revision ID: 0004
 Revises: 0003
@@ -20,7 +20,11 @@ def upgrade():
         ' WHERE messages.digits = phone_numbers.digits'
         ' AND messages.phone_number_id = phone_numbers.id)'
     )
+    op.create_index(op.f('ix_messages_user_id_digits_id'), 'messages', ['user_id', 'digits', 'id'], unique=False)
+    op.drop_index(op.f('ix_messages_digits_received_at'), table_name='messages')
 
 
 def downgrade():
+    op.create_index(op.f('ix_messages_digits_received_at'), 'messages', ['digits', 'received_at'], unique=False)
+    op.drop_index(op.f('ix_messages_user_id_digits_id'), table_name='messages')
     op.drop_column('phone_numbers', 'first_sms_at')
