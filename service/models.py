@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import random
 import secrets
+import sqlite3
 import threading
 import time
 from datetime import UTC, date, datetime
@@ -415,6 +416,7 @@ _GALERA_NOT_READY = 1047
 _PATIENCE = 10
 # For how long a connection that was used is taken to be alive
 _TRUSTED_SECONDS = 1
+_SQLITE_BUSY_SECONDS = 15
 # SQLite lets whoever asks at the right moment write next; threads of one process take turns
 _sqlite_turn = threading.RLock()
 
@@ -531,15 +533,26 @@ def set_up_sqlite(engine):
     @event.listens_for(engine, "connect")
     def _connect(connection, _record):
         connection.isolation_level = None  # the driver must not emit BEGIN itself
-        for pragma in (
-            "busy_timeout=15000",
-            "journal_mode=WAL",
-            "synchronous=FULL",
-            "foreign_keys=ON",
-        ):
-            connection.execute(f"PRAGMA {pragma}")
+        connection.execute(f"PRAGMA busy_timeout={_SQLITE_BUSY_SECONDS * 1000}")
+        _use_wal(connection)
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA foreign_keys=ON")
 
     @event.listens_for(engine, "begin")
     def _begin(connection):
         writes = connection.get_execution_options().get("writes")
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _use_wal(connection):
+    """Switch the file to WAL, which it then stays: an upgrade of the lock, for which SQLite does
+    not wait as busy_timeout says (https://sqlite.org/c3ref/busy_handler.html)."""
+    give_up = time.monotonic() + _SQLITE_BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError:
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(0.01)

@@ -1,5 +1,6 @@
 """The database: URLs, transactions that are tried again, migrations, several processes."""
 
+import sqlite3
 import ssl
 import subprocess
 import threading
@@ -410,6 +411,20 @@ def test_migrations_over_data_up_and_down(make_app, empty_database_url):
         assert secret == "whsec_old"
         release()
         downgrade(revision="base")
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_new_sqlite_file_waits_for_the_process_that_makes_it(make_app, tmp_path):
+    """Switching to WAL is refused, not delayed, while another process writes: it is tried again."""
+    path = tmp_path / "new.sqlite3"
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    commit = threading.Timer(0.3, other.execute, ["COMMIT"])
+    commit.start()
+    with make_app(DATABASE_URL=f"sqlite:///{path}").app_context():
+        assert db.session.scalar(text("PRAGMA journal_mode")) == "wal"
+    commit.join()
+    other.close()
 
 
 def test_release_processes_at_once_do_no_harm(make_app, empty_database_url):
