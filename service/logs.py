@@ -12,6 +12,8 @@ from sqlalchemy.exc import DBAPIError
 
 # Path keys (/api/init/KEY), wherever a URL ends up in a line, and keys of our own making
 _PATH_KEY = re.compile(r"(/api/+[\w-]+/+)[^\s?\"'<>]+", re.IGNORECASE)
+# The SMS itself, where a gateway sends it in the query string
+_SMS_QUERY = re.compile(r"(/api/+ingest\b[^\s?]*\?)\S+", re.IGNORECASE)
 _OWN_KEY = re.compile(r"\b(usr|ing|whsec)_[\w+/=-]{16,}")
 _literals = set()
 
@@ -23,10 +25,11 @@ def hide(secret):
 
 
 def mask(text):
-    """`text` with every key in it replaced by `***`."""
+    """`text` with every key in it, and an SMS in a query string, replaced by `***`."""
     for secret in _literals:
         text = text.replace(secret, "***")
-    return _OWN_KEY.sub(r"\1_***", _PATH_KEY.sub(r"\1***", text))
+    text = _SMS_QUERY.sub(r"\1***", _PATH_KEY.sub(r"\1***", text))
+    return _OWN_KEY.sub(r"\1_***", text)
 
 
 class LineFormatter(logging.Formatter):
