@@ -40,6 +40,9 @@ max_requests = 10000
 max_requests_jitter = 1000
 control_socket_disable = True
 
+# A gateway's GET may carry a long SMS
+limit_request_line = 8190
+
 accesslog = "-"
 # No query string: its values are the users'; keys in the path are masked by the formatter
 access_log_format = (

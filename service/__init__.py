@@ -25,6 +25,7 @@ def create_app(config=None):
     app.config.from_object(config)
     app.config.update(MAX_CONTENT_LENGTH=MAX_BODY_BYTES, PROPAGATE_EXCEPTIONS=False)
     app.json.sort_keys = False
+    app.url_map.merge_slashes = False  # a key may have two in it, and is not to be redirected
     logs.hide(config.SYSTEM_API_KEY)
     if not config.SECRET_KEY:
         app.config["SECRET_KEY"] = _development_secret(Path(app.instance_path))

@@ -3,9 +3,8 @@
 import logging
 
 from flask import Blueprint, Response, current_app, jsonify, request
-from marshmallow import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
-from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
 from service import assignment, auth, checks, gateways, history, ingestion, openapi, upstream
 from service.errors import (
@@ -31,6 +30,7 @@ from service.schemas import (
     NumbersQuery,
     SummaryQuery,
     SummarySchema,
+    load_query,
 )
 from service.secretbox import unseal
 
@@ -43,7 +43,7 @@ def keyed(rule, **options):
     """Route `rule` with the key as its last part, and without it for a key in the headers."""
 
     def decorate(view):
-        for path in (rule, f"{rule}/", f"{rule}/<key>"):
+        for path in (rule, f"{rule}/", f"{rule}/<path:key>"):  # a key may have slashes in it
             bp.add_url_rule(path, view_func=view, **options)
         return view
 
@@ -77,7 +77,7 @@ def get_number(key=None):
         raise MethodNotAllowed(["GET"])  # a HEAD or a prefetch must not cost a number
     user = auth.calling_user(key)
     auth.require_active_manager(user)
-    query = load_query(_GET_NUMBER)
+    query = load_query(_GET_NUMBER, request.args)
     number_format = query.get("number_format") or user.number_format or "full"
     row = assignment.get_number(
         user, query["country_id"], query.get("operator_id"), number_format, _idempotency_key()
@@ -107,6 +107,7 @@ def ingest(key=None):
         secret, number = provider.secret and unseal(provider.secret), provider.number
     if request.method != "POST" and not (request.method == "GET" and gateway.get):
         raise MethodNotAllowed(["GET", "POST"] if gateway.get else ["POST"])
+    _refuse_cut_body()
     sms = gateway.parse(request, secret, number)
     name = provider.name if provider else sms.provider or "main-server"
     data = ingestion.ingest(sms, name, source)
@@ -120,7 +121,7 @@ def ingest(key=None):
 def numbers(key=None):
     """The numbers of the user, newest first."""
     user = auth.calling_user(key)
-    rows = history.numbers(user, **load_query(NumbersQuery()))
+    rows = history.numbers(user, **load_query(NumbersQuery(), request.args))
     return success({"numbers": NumberSchema(many=True).dump(rows)})
 
 
@@ -128,7 +129,7 @@ def numbers(key=None):
 def messages(key=None):
     """The SMS of the user, oldest first; with `wait`, as soon as there is one."""
     user = auth.calling_user(key)
-    rows = history.messages(user, **load_query(MessagesQuery()))
+    rows = history.messages(user, **load_query(MessagesQuery(), request.args))
     return success({"messages": MessageSchema(many=True).dump(rows)})
 
 
@@ -136,7 +137,8 @@ def messages(key=None):
 def summary(key=None):
     """The user's counts: in all, and of each day (UTC)."""
     user = auth.calling_user(key)
-    return success(SummarySchema().dump(history.summary(user, **load_query(SummaryQuery()))))
+    counts = history.summary(user, **load_query(SummaryQuery(), request.args))
+    return success(SummarySchema().dump(counts))
 
 
 @bp.get("/healthz")
@@ -161,28 +163,16 @@ def success(data):
     return {"status": "success", "data": data}
 
 
-def load_query(schema):
-    """The query string as `schema` has it; raises BadRequest naming the first bad parameter."""
-    errors = {
-        name: [f"{name} was given more than once"]
-        for name in schema.fields
-        if len(request.args.getlist(name)) > 1
-    }
-    try:
-        loaded = schema.load(request.args.to_dict())
-    except ValidationError as e:
-        errors = e.normalized_messages() | errors
-    if errors:
-        first = next(name for name in schema.fields if name in errors)
-        sentence = errors[first][0]
-        named = sentence if first in sentence else f"{first} {sentence}"
-        raise BadRequest(named, errors=errors)
-    return loaded
-
-
 def _purpose():
     names = ("Sec-Purpose", "Purpose", "X-Purpose", "X-Moz")
     return " ".join(request.headers.get(name, "") for name in names).lower()
+
+
+def _refuse_cut_body():
+    """A body that does not tell its length is cut at the limit, unlike others without a word."""
+    limit = current_app.config["MAX_CONTENT_LENGTH"]
+    if request.content_length is None and len(request.get_data()) >= limit:
+        raise RequestEntityTooLarge
 
 
 def _idempotency_key():

@@ -3,17 +3,17 @@
 import hmac
 
 from flask import current_app, request
-from marshmallow import ValidationError
 
 from service.errors import (
-    BadRequest,
     ManagerInactive,
     MissingCredentials,
     TargetUserNotFound,
     UserIdRequired,
 )
 from service.models import User, db
-from service.schemas import UserIdQuery
+from service.schemas import UserIdQuery, load_query
+
+_USER_ID = UserIdQuery()
 
 
 def given_key(path_key):
@@ -50,10 +50,7 @@ def calling_user(path_key):
         raise MissingCredentials
     if not is_system_key(key):
         return User.by_api_key(key)
-    try:
-        user_id = UserIdQuery().load(request.args).get("user_id")
-    except ValidationError as e:
-        raise BadRequest(e.messages["user_id"][0], errors=e.messages) from e
+    user_id = load_query(_USER_ID, request.args).get("user_id")
     if user_id is None:
         raise UserIdRequired
     user = db.session.get(User, user_id)

@@ -2,6 +2,7 @@
 
 import base64
 import hmac
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -9,7 +10,7 @@ from urllib.parse import parse_qs
 
 from marshmallow import ValidationError
 
-from service import webhooks
+from service import charsets, webhooks
 from service.errors import BadRequest, InvalidSignature
 from service.schemas import SmsSchema
 
@@ -72,7 +73,8 @@ def generic(request, secret, number):
         for name in names:
             if given.get(name) is not None:
                 fields.setdefault(field, given[name])
-    return _sms(fields)
+    # A form sends what it has no value for as empty; an SMS may be
+    return _sms({k: v for k, v in fields.items() if v != "" or k == "sms_text"})
 
 
 def kannel(request, secret, number):
@@ -86,7 +88,9 @@ def kannel(request, secret, number):
         text, charset = request.get_data(), request.mimetype_params.get("charset", "utf-8")
     else:
         # Percent-encoded bytes of the charset that is named beside them (%C)
-        raw = parse_qs(request.query_string.decode("latin-1"), encoding="latin-1")
+        raw = parse_qs(
+            request.query_string.decode("latin-1"), encoding="latin-1", keep_blank_values=True
+        )
         text = raw["text"][0].encode("latin-1") if "text" in raw else None
         charset = query.get("charset", "utf-8")
     return _sms(
@@ -98,24 +102,32 @@ def kannel(request, secret, number):
     )
 
 
-# SMPP data_coding: https://smpp.org, SMPP v3.4, 5.2.19
-JASMIN_CODINGS = {"3": "iso-8859-1", "5": "shift_jis", "6": "iso-8859-5", "7": "iso-8859-8"}
-JASMIN_CODINGS |= {"8": "utf-16-be"}
+# SMPP v3.4, 5.2.19, data_coding; the others are read as the default alphabet
+JASMIN_CODINGS = {
+    "3": "iso-8859-1",
+    "5": "shift_jis",
+    "6": "iso-8859-5",
+    "7": "iso-8859-8",
+    "8": "utf-16-be",
+    "10": "iso2022_jp",
+    "14": "cp949",
+}
 
 
 def jasmin(request, secret, number):
-    """A form; what is not plain text is read from `binary`, hex in the charset of `coding`.
+    """A form; the text is read from `binary`, the bytes of the SMS in hex, as `coding` says.
 
-    Jasmin documentation, "Sending and receiving SMS-MO": the parts of a long message come one
-    by one, each with an id of its own.
+    Jasmin documentation, "Receiving SMS-MO". `content` are the same bytes as if they were text,
+    which they seldom are. Parts of a long message that Jasmin does not join have an id each.
     """
     given = request.values
     text, charset = given.get("content"), JASMIN_CODINGS.get(given.get("coding"))
-    if charset and given.get("binary"):
+    if given.get("binary"):
         try:
-            text = _decode(bytes.fromhex(given["binary"]), charset)
+            data = bytes.fromhex(given["binary"])
         except ValueError as e:
             raise BadRequest("Invalid binary", errors={"binary": ["must be hex"]}) from e
+        text = _decode(data, charset) if charset else charsets.decode_default(data)
     return _sms({"phone_number": given.get("to"), "sms_text": text, "message_id": given.get("id")})
 
 
@@ -123,12 +135,18 @@ def twilio(request, secret, number):
     """A form, signed in X-Twilio-Signature where there is a secret (the account's auth token).
 
     https://www.twilio.com/docs/usage/security: base64 HMAC-SHA1 over the URL and the sorted
-    parameters. Twilio's https may have become http on its way through a proxy.
+    parameters. Twilio's https may have become http on its way through a proxy; and as in its own
+    libraries, the port may be in the signed URL or not.
     """
     if secret:
         path = request.full_path if request.query_string else request.path
         fields = "".join(k + v for k, v in sorted(set(request.form.items(multi=True))))
-        signed = [f"{scheme}://{request.host}{path}{fields}" for scheme in ("https", "http")]
+        name = re.sub(r":\d+\Z", "", request.host)
+        signed = [
+            f"{scheme}://{host}{path}{fields}"
+            for scheme, port in (("https", 443), ("http", 80))
+            for host in (request.host, name, f"{name}:{port}")
+        ]
         digests = [hmac.digest(secret.encode(), text.encode(), "sha1") for text in signed]
         _check(request, "X-Twilio-Signature", [base64.b64encode(d).decode() for d in digests])
     form = request.form
@@ -146,7 +164,8 @@ def android_sms_gateway(request, secret, number):
 
     https://docs.sms-gate.app/features/webhooks: X-Signature is hex HMAC-SHA256 over body and
     X-Timestamp. How old that is does not matter: what is sent again is a duplicate. A phone
-    that does not know its own number says null; then it is `number`.
+    says null for its own number, or what its SIM says, often without the country: then it is
+    `number`.
     """
     if secret:
         signed = request.get_data() + request.headers.get("X-Timestamp", "").encode()
@@ -155,7 +174,10 @@ def android_sms_gateway(request, secret, number):
     payload = body.get("payload")
     if body.get("event") != "sms:received" or not isinstance(payload, dict):
         raise BadRequest("event must be sms:received, with payload")
-    if not (recipient := payload.get("recipient") or number):
+    recipient = payload.get("recipient")
+    if number and not str(recipient).startswith("+"):
+        recipient = number
+    if not recipient:
         raise BadRequest("payload.recipient is null: add the provider with --number")
     return _sms(
         {
@@ -204,7 +226,8 @@ In jcli, then name the connector in an MO route (morouter -a):
   cid otp
   url URL
   method POST
-  ok""",
+  ok
+  persist""",
     ),
     "twilio": Gateway(
         twilio,
@@ -235,15 +258,17 @@ def _check(request, header, signatures):
 
 
 def _decode(data, charset):
-    """The text, what is not of its charset as U+FFFD; raises BadRequest for an unknown charset."""
     try:
-        return data.decode(charset, "replace")
+        return charsets.decode(data, charset)
     except (LookupError, ValueError) as e:
         raise BadRequest("Unknown charset") from e
 
 
 def _json(request):
-    body = request.get_json(silent=True, force=True)
+    try:
+        body = request.get_json(silent=True, force=True)
+    except RecursionError:
+        body = None
     if not isinstance(body, dict):
         raise BadRequest("The body must be a JSON object")
     return body

@@ -64,7 +64,7 @@ def _store(sms, provider, source):
 
     found = otp.Found(sms.otp_code, "given") if sms.otp_code else otp.extract(sms.sms_text)
     received_at = min(sms.received_at or now, now)
-    number, user = PhoneNumber.holding(sms.digits, received_at)
+    number, user = PhoneNumber.holding(sms.digits, min(_end_of_moment(received_at), now))
     if number and not number.first_sms_at:
         number.first_sms_at = received_at
     message = Message(
@@ -89,3 +89,9 @@ def _store(sms, provider, source):
     else:
         count(None, now, sms=1, otps=int(has_code), unmatched=1)
     return message, delivery, user, False
+
+
+def _end_of_moment(time):
+    """A time in whole seconds, as SMS centres give it, means some time in that second: who got the
+    number in it has got it by then."""
+    return time if time.microsecond else time + timedelta(seconds=1, microseconds=-1)

@@ -12,9 +12,11 @@ from sqlalchemy.exc import DBAPIError
 
 # Path keys (/api/init/KEY), wherever a URL ends up in a line, and keys of our own making
 _PATH_KEY = re.compile(r"(/api/+[\w-]+/+)[^\s?\"'<>]+", re.IGNORECASE)
-# The SMS itself, where a gateway sends it in the query string
-_SMS_QUERY = re.compile(r"(/api/+ingest\b[^\s?]*\?)\S+", re.IGNORECASE)
-_OWN_KEY = re.compile(r"\b(usr|ing|whsec)_[\w+/=-]{16,}")
+# The SMS itself, where a gateway sends it in the query string, perhaps with its spaces
+_SMS_QUERY = re.compile(r"(/api/+ingest\b[^\s?]*\?)(?:.*(?= HTTP/)|.*)", re.IGNORECASE)
+# gunicorn quotes what it does not understand of a request, which may be any part of it
+_QUOTED = re.compile(r"(Invalid request from ip=\S*: [\w ]*|No more data after: ).*")
+_OWN_KEY = re.compile(r"(?<![A-Za-z0-9])(usr|ing|whsec)_[\w+/=-]{16,}")
 _literals = set()
 
 
@@ -29,7 +31,7 @@ def mask(text):
     for secret in _literals:
         text = text.replace(secret, "***")
     text = _SMS_QUERY.sub(r"\1***", _PATH_KEY.sub(r"\1***", text))
-    return _OWN_KEY.sub(r"\1_***", text)
+    return _OWN_KEY.sub(r"\1_***", _QUOTED.sub(r"\1***", text))
 
 
 class LineFormatter(logging.Formatter):

@@ -83,7 +83,7 @@ def create_sandbox(api_key, deliver_to=None, webhook_secret=None, delay=3.0):
     def error(status, message):
         return {"status": "error", "message": message}, status
 
-    @app.get("/api/init/<key>")
+    @app.get("/api/init/<path:key>")
     def init(key):
         if key != api_key:
             return error(401, "Unauthorized")
@@ -93,7 +93,7 @@ def create_sandbox(api_key, deliver_to=None, webhook_secret=None, delay=3.0):
         ]
         return {"status": "success", "data": {"countries": countries, "operators": operators()}}
 
-    @app.get("/api/get-number/<key>")
+    @app.get("/api/get-number/<path:key>")
     def get_number(key):
         if key != api_key:
             return error(401, "Invalid api_key")

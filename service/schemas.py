@@ -1,6 +1,7 @@
 """The shapes of what comes in and goes out; shape only, no queries."""
 
 import re
+import unicodedata
 from datetime import UTC, datetime
 
 from marshmallow import (
@@ -14,6 +15,7 @@ from marshmallow import (
     validate,
 )
 
+from service.errors import BadRequest
 from service.models import NUMBER_FORMATS
 
 MAX_ID = 2**31 - 1
@@ -58,6 +60,14 @@ class Text(fields.String):
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
+class Code(Text):
+    """A code as its sender names it: without spaces, and with ASCII digits."""
+
+    def _deserialize(self, value, attr, data, **kwargs):
+        text = "".join(super()._deserialize(value, attr, data, **kwargs).split())
+        return "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in text)
+
+
 class Phone(Text):
     """A phone number, as its digits; goes out as `+` and digits."""
 
@@ -95,6 +105,26 @@ class _Query(Schema):
     @pre_load
     def drop_empty(self, data, **kwargs):
         return {name: value for name, value in data.items() if value != ""}
+
+
+def load_query(schema, args):
+    """What `schema` makes of the query string `args`; raises BadRequest naming the first that is
+    wrong."""
+    errors = {
+        name: [f"{name} was given more than once"]
+        for name in schema.fields
+        if len(args.getlist(name)) > 1
+    }
+    try:
+        loaded = schema.load(args.to_dict())
+    except ValidationError as e:
+        errors = e.normalized_messages() | errors
+    if errors:
+        first = next(name for name in schema.fields if name in errors)
+        sentence = errors[first][0]
+        named = sentence if first in sentence else f"{first} {sentence}"
+        raise BadRequest(named, errors=errors)
+    return loaded
 
 
 class GetNumberQuery(_Query):
@@ -303,10 +333,12 @@ class SmsSchema(Schema):
     phone_number = Phone(required=True)
     sms_text = Text(required=True)
     message_id = Text(load_default=None, allow_none=True, validate=validate.Length(max=255))
-    otp_code = Text(
+    otp_code = Code(
         load_default=None,
         allow_none=True,
-        validate=validate.Regexp(r"(?a)[\w-]{0,32}\Z", error="must be up to 32 letters and digits"),
+        validate=validate.Regexp(
+            r"(?a)(?=.{0,32}\Z)(-*\w[\w-]*)?\Z", error="must be up to 32 letters and digits"
+        ),
     )
     received_at = Moment(load_default=None, allow_none=True)
     provider = Text(load_default=None, allow_none=True, validate=validate.Length(max=64))

@@ -86,6 +86,22 @@ def test_kannel_by_get(gateway, charset):
     assert kannel.stored() == [(NUMBER, TEXTS[1])]
 
 
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize(
+    ("charset", "encoding"),
+    [("8-BIT", "latin-1"), ("UTF16-BE", "utf-16-be"), ("ucs-2", "utf-16-be"), ("", "utf-8"),
+     ("UTF-16", "utf-16-be"), ("binary", "latin-1")],
+)  # fmt: skip
+def test_kannel_with_names_that_only_gateways_have(gateway, method, charset, encoding):
+    kannel = gateway("kannel")
+    data = "Código 1234".encode(encoding)
+    sent = {"data": data, "content_type": f"text/plain; charset={charset}"}
+    query = f"&charset={charset}&text={quote(data)}"
+    answer = kannel.send(KANNEL, **sent) if method == "POST" else kannel.send(KANNEL + query, "GET")
+    assert answer.status_code == 200
+    assert kannel.stored() == [(NUMBER, "Código 1234")]
+
+
 def test_kannel_retries_with_the_same_id_are_duplicates(gateway):
     kannel = gateway("kannel")
     for _ in range(3):
@@ -98,7 +114,8 @@ def test_kannel_retries_with_the_same_id_are_duplicates(gateway):
 def test_kannel_an_empty_sms_is_an_sms(gateway):
     kannel = gateway("kannel")
     assert kannel.send(KANNEL, data=b"", content_type="text/plain").status_code == 200
-    assert kannel.stored() == [(NUMBER, "")]
+    assert kannel.send(KANNEL.replace("id=", "id=2") + "&text=", "GET").status_code == 200
+    assert kannel.stored() == [(NUMBER, "")] * 2
 
 
 def test_kannel_malformed(gateway):
@@ -107,8 +124,9 @@ def test_kannel_malformed(gateway):
     assert refused(kannel.send("?from=AMZ&id=1", **post), 400, "phone_number")
     assert refused(kannel.send("?to=me&id=1", **post), 400, "phone_number")
     assert refused(kannel.send(KANNEL, "GET"), 400, "sms_text")
-    odd = {"data": b"x", "content_type": "text/plain; charset=klingon"}
-    assert refused(kannel.send(KANNEL, **odd), 400, "charset")
+    for charset in ("klingon", "punycode", "unicode_escape", "base64", "a\0b"):
+        odd = {"data": b"x", "content_type": f'text/plain; charset="{charset}"'}
+        assert refused(kannel.send(KANNEL, **odd), 400, "charset")
     assert refused(kannel.send(KANNEL + "&text=x&charset=klingon", "GET"), 400, "charset")
     assert kannel.stored() == []
 
@@ -135,6 +153,28 @@ def test_jasmin_reads_ucs2_from_binary(gateway, method, text, coding, charset):
     sent = {"data": form} if method == "POST" else {"query": "?" + urlencode(form)}
     answer = jasmin.send(method=method, **sent)
     assert (answer.status_code, answer.data) == (200, b"ACK/Jasmin")
+    assert jasmin.stored() == [(NUMBER, text)]
+
+
+# ò, @ and what follows an escape are not where ASCII has them
+GSM_BYTES = b"C\x08digo: 1234 \x00shop \x1b(\x1be\x1b)"
+
+
+@pytest.mark.parametrize(
+    ("text", "coding", "data"),
+    [
+        ("Su código 1234", "0", "Su código 1234".encode("latin-1")),
+        ("Su código 1234", "1", "Su código 1234".encode()),
+        ("Còdigo: 1234 @shop {€}", "0", GSM_BYTES),
+        ("a_b@c $1234", "", b"a_b@c $1234"),
+        ("인증번호 1234", "14", "인증번호 1234".encode("cp949")),
+        ("コード 1234", "10", "コード 1234".encode("iso2022_jp")),
+    ],
+)
+def test_jasmin_reads_every_coding_from_binary(gateway, text, coding, data):
+    jasmin = gateway("jasmin")
+    form = jasmin_form("", coding, "ascii") | {"content": data, "binary": data.hex()}
+    assert jasmin.send(data=form).data == b"ACK/Jasmin"
     assert jasmin.stored() == [(NUMBER, text)]
 
 
@@ -206,6 +246,25 @@ def test_twilio_behind_a_proxy_that_tells_its_name(make_app, make_provider):
     assert client.post(path, data=TWILIO_FORM, headers=headers).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("host", "signed"),
+    [
+        ("x.example:8443", "https://x.example"),
+        ("x.example", "https://x.example:443"),
+        ("x.example", "http://x.example:80"),
+        ("x.example:8443", "https://x.example:8443"),
+    ],
+)
+def test_twilio_may_sign_the_url_with_or_without_the_port(gateway, host, signed):
+    """As its own libraries allow for."""
+    twilio = gateway("twilio", secret=TWILIO_TOKEN)
+    signature = twilio_signature(f"{signed}{twilio.path}", TWILIO_FORM)
+    headers = {"X-Twilio-Signature": signature, "Host": host}
+    assert twilio.send(data=TWILIO_FORM, headers=headers).status_code == 200
+    headers["Host"] = "y.example"
+    assert twilio.send(data=TWILIO_FORM, headers=headers).status_code == 401
+
+
 def test_twilio_without_a_secret_takes_all_and_no_get(gateway):
     twilio = gateway("twilio")
     assert twilio.send(data=TWILIO_FORM).status_code == 200
@@ -247,9 +306,17 @@ def test_android_sms_gateway_is_signed_and_deduplicated_on_the_envelope(gateway,
         )
 
 
-def test_android_sms_gateway_with_a_phone_that_does_not_know_its_number(gateway):
+@pytest.mark.parametrize("recipient", [None, "", NUMBER[1:], "Unknown", f"+{NUMBER}"])
+def test_android_sms_gateway_with_a_phone_that_does_not_know_its_number(gateway, recipient):
     phone = gateway("android-sms-gateway", number=NUMBER)
-    assert phone.send(json=envelope(recipient=None)).status_code == 200
+    assert phone.send(json=envelope(recipient=recipient)).status_code == 200
+    assert phone.stored() == [(NUMBER, TEXTS[1])]
+
+
+def test_android_sms_gateway_with_two_sims(gateway):
+    """What the phone says in international form is what it means."""
+    phone = gateway("android-sms-gateway", number="447400849540")
+    assert phone.send(json=envelope(recipient=f"+{NUMBER}")).status_code == 200
     assert phone.stored() == [(NUMBER, TEXTS[1])]
 
 
@@ -261,6 +328,12 @@ def test_android_sms_gateway_malformed(gateway):
     assert refused(phone.send(json=envelope(message=None)), 400, "sms_text")
     assert refused(phone.send(data=b"[", content_type="application/json"), 400, "JSON")
     assert phone.stored() == []
+
+
+@pytest.mark.parametrize("format", ["generic", "main-server", "android-sms-gateway"])
+def test_json_that_is_nested_too_deeply_is_malformed(client, make_provider, format):
+    sent = {"data": b"[" * 100_000, "content_type": "application/json"}
+    assert refused(client.post(make_provider(format=format), **sent), 400, "JSON")
 
 
 # --- all of them --------------------------------------------------------------------------

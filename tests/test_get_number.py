@@ -110,6 +110,12 @@ def test_400_user_id_that_is_no_integer(client):
     assert answer(response) == (400, "user_id must be an integer")
 
 
+def test_400_user_id_twice(client, make_user):
+    ids = f"user_id={make_user().id}&user_id={make_user().id}"
+    response = client.get(f"/api/get-number/{SYSTEM_KEY}?{ids}&country_id=1")
+    assert answer(response) == (400, "user_id was given more than once")
+
+
 def test_403_inactive_manager_comes_before_the_parameters(client, make_user):
     key = make_user(manager_id=make_user(active=False).id).key
     response = client.get(f"/api/get-number/{key}")

@@ -1,5 +1,6 @@
 """POST /api/ingest/{ingest_key}, and the webhook that it fires."""
 
+import io
 import json
 import threading
 from datetime import UTC, datetime, timedelta
@@ -11,6 +12,7 @@ from standardwebhooks import Webhook
 from service.models import (
     Delivery,
     Message,
+    PhoneNumber,
     SystemSummary,
     UserSummary,
     db,
@@ -69,6 +71,8 @@ def test_stores_the_sms_and_posts_the_exact_signed_payload(
     [
         ({"text": "Your code is 123456"}, "123456", "keyword-before"),
         ({"text": "see you", "otp_code": "9"}, "9", "given"),
+        ({"text": "see you", "otp_code": "12 34 ٥٦"}, "123456", "given"),
+        ({"text": "Your code is 123456", "otp_code": ""}, "123456", "keyword-before"),
         ({"text": "see you at 18:30"}, None, None),
     ],
 )
@@ -117,6 +121,7 @@ def test_generic_takes_json_form_and_query(client, make_user, make_provider, ass
         (SMS | {"id": "x" * 256}, "message_id"),
         (SMS | {"otp_code": "1 2;3"}, "otp_code"),
         (SMS | {"otp_code": "1" * 33}, "otp_code"),
+        (SMS | {"otp_code": "---"}, "otp_code"),
         (SMS | {"received_at": "yesterday"}, "received_at"),
         (SMS | {"received_at": "999999999999"}, "received_at"),
     ],
@@ -132,6 +137,13 @@ def test_malformed_is_400_names_the_field_and_stores_nothing(
     assert totals(app, SystemSummary, "sms") == (0,)
 
 
+def test_a_form_leaves_what_it_does_not_know_empty(app, client, make_provider):
+    form = {"to": NUMBER, "text": "", "id": "", "otp_code": "", "received_at": ""}
+    assert client.post(make_provider(), data=form).status_code == 200
+    [message] = messages(app)
+    assert (message.sms_text, message.otp_code) == ("", None)
+
+
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"\xff"])
 def test_malformed_json_is_400(client, make_provider, body):
     response = client.post(make_provider(), data=body, content_type="application/json")
@@ -141,6 +153,20 @@ def test_malformed_json_is_400(client, make_provider, body):
 def test_a_huge_body_is_413(client, make_provider):
     response = client.post(make_provider(), json=SMS | {"sms_text": "x" * 300_000})
     assert (response.status_code, response.json["status"]) == (413, "error")
+
+
+@pytest.mark.parametrize("format", ["kannel", "generic", "twilio"])
+def test_a_huge_body_that_does_not_tell_its_length_is_413_too(app, client, make_provider, format):
+    """Nothing is stored of an SMS whose rest was cut off."""
+    body = b"to=12025550123&text=code+123456" + b"y" * 300_000
+    response = client.post(
+        make_provider(format=format) + f"?to={NUMBER}",
+        input_stream=io.BytesIO(body),
+        content_type="application/x-www-form-urlencoded",
+        environ_overrides={"wsgi.input_terminated": True, "HTTP_TRANSFER_ENCODING": "chunked"},
+    )
+    assert (response.status_code, response.json["status"]) == (413, "error")
+    assert messages(app) == []
 
 
 @pytest.mark.parametrize("key", ["nobody", "%00", "é"])
@@ -244,6 +270,32 @@ def test_a_late_sms_goes_to_who_held_the_number_when_it_was_received(
     unix = str((now - timedelta(hours=1.5)).timestamp())
     client.post(path, json=SMS | {"id": "unix", "received_at": unix})
     assert messages(app)[-1].user_id == ann.id
+
+
+@pytest.mark.parametrize(
+    ("received_at", "holder"),
+    [
+        ("2026-11-20T10:00:00Z", "Bob"),
+        ("2026-11-20T10:00:00.000+00:00", "Bob"),
+        (int(datetime(2026, 11, 20, 10, tzinfo=UTC).timestamp()), "Bob"),
+        ("2026-11-20T10:00:00.500Z", "Ann"),
+        ("2026-11-20T09:59:59Z", "Ann"),
+    ],
+)
+def test_a_time_in_whole_seconds_means_that_second(
+    app, client, make_user, make_provider, assign, received_at, holder
+):
+    """SMS centres tell no fractions: in the second of the assignment is not before it."""
+    users = {"Ann": make_user(), "Bob": make_user(name="Bob")}
+    bobs = datetime(2026, 11, 20, 10, 0, 0, 700_000, UTC)
+    assign(users["Ann"].id, ago=utcnow() - bobs + timedelta(hours=1))
+    row = assign(users["Bob"].id)
+    with app.app_context():
+        transact(lambda: setattr(db.session.get(PhoneNumber, row), "assigned_at", bobs))
+    client.post(make_provider(), json=SMS | {"received_at": received_at})
+    [message] = messages(app)
+    assert message.user_id == users[holder].id
+    assert message.received_at.microsecond in (0, 500_000)  # kept as it was told
 
 
 def test_matching_is_exact(app, client, make_user, make_provider, assign):

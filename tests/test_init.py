@@ -1,11 +1,14 @@
 """GET /api/init/{api_key}."""
 
 import threading
+from urllib.parse import quote
 
 import pytest
 import requests
 
+from service.sandbox import create_sandbox
 from tests.conftest import MAIN, SYSTEM_KEY
+from tests.peers import serving
 
 URL = f"{MAIN}/api/init/{SYSTEM_KEY}"
 DATA = {
@@ -48,6 +51,21 @@ def test_401_for_a_user_who_may_not_call(client, make_user, columns):
 def test_401_without_a_valid_key(client, path):
     response = client.get(path)
     assert (response.status_code, response.json) == (401, error("Unauthorized"))
+
+
+@pytest.mark.parametrize("key", ["aB3/xY+z9Qk==", "a//b", "a b", "é%/?#"])
+def test_a_system_key_of_any_characters_works_in_the_path(make_app, make_user, key):
+    """As other programs make keys; and it is passed on to the main server as it is."""
+    user = make_user()
+    with serving(create_sandbox(key)) as sandbox:
+        first = make_app(SYSTEM_API_KEY=key, MAIN_SERVER_URL=sandbox)
+        with serving(first) as url:
+            second = make_app(
+                SYSTEM_API_KEY=key, MAIN_SERVER_URL=url, MAIN_SERVER_USER_ID=user.id
+            ).test_client()
+            assert second.get(f"/api/init/{quote(key, safe='')}").status_code == 200
+            number = f"/api/get-number/{quote(key, safe='')}?user_id={user.id}&country_id=2"
+            assert second.get(number).status_code == 200
 
 
 @pytest.mark.parametrize("name", ["SYSTEM_API_KEY", "MAIN_SERVER_URL"])

@@ -21,7 +21,7 @@ def test_every_call_of_the_api_is_described(app, client):
     described = client.get("/openapi.json").json["paths"]
     for rule in app.url_map.iter_rules():
         if rule.endpoint.startswith("api.") and rule.endpoint != "api.openapi_json":
-            path = rule.rule.replace("<key>", "{api_key}").rstrip("/")
+            path = rule.rule.replace("<path:key>", "{api_key}").rstrip("/")
             path = path.replace("ingest/{api_key}", "ingest/{ingest_key}")
             assert path in described
             assert {method.upper() for method in described[path]} <= rule.methods

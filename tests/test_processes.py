@@ -2,6 +2,7 @@
 
 import re
 import signal
+import socket
 import threading
 import time
 
@@ -12,6 +13,7 @@ from service import logs
 from service.models import new_key
 from service.sandbox import create_sandbox
 from tests.conftest import SECRET_KEY, SYSTEM_KEY
+from tests.fixtures import NUMBER
 from tests.mariadb import free_port
 from tests.peers import serving
 
@@ -138,3 +140,31 @@ def test_masking():
     assert logs.mask("http://h/api/get-number/short HTTP/1.1") == (
         "http://h/api/get-number/*** HTTP/1.1"
     )
+    assert logs.mask('"GET /api/ingest/k?text=a code HTTP/ 1 HTTP/1.1" 400 -') == (
+        '"GET /api/ingest/***?*** HTTP/1.1" 400 -'
+    )
+    assert logs.mask(f"X-Api-Keyÿ{key}") == "X-Api-Keyÿusr_***"
+
+
+def test_what_gunicorn_does_not_understand_is_not_logged(
+    start, make_provider, tmp_path, database_url
+):
+    """It quotes a request line with spaces in it, a strange header, a request that breaks off."""
+    _, url = gunicorn(start, "http://127.0.0.1:1", database_url)
+    path, port = make_provider("kannel", format="kannel"), int(url.rpartition(":")[2])
+    for request in (
+        f"GET {path}?to={NUMBER}&text=Geheim code 918273 HTTP/1.1\r\n\r\n",
+        f"GET / HTTP/1.1\r\nX-Api-Key\xff{path}: 918273\r\n\r\n",
+        f"GET {path}?text=918273",
+        f"Geheim {path}?text=918273\r\n\r\n",
+    ):
+        with socket.create_connection(("127.0.0.1", port), 30) as sock:
+            sock.sendall(request.encode("latin-1"))
+            sock.shutdown(socket.SHUT_WR)
+            while sock.recv(4096):
+                pass
+    requests.get(f"{url}/api/none", timeout=30)
+    log = (tmp_path / "log").read_text()
+    assert log.count("Invalid request from ip=127.0.0.1: ") == 3
+    key = path.rpartition("/")[2]
+    assert not [word for word in (key, "918273", "Geheim", NUMBER) if word in log], log

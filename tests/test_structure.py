@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[1]
 ORDER = [
     "demo", "sandbox", "__init__", "cli", "api", "profile", "sessions", "checks", "history",
     "openapi", "assignment", "ingestion", "auth", "gateways", "delivery", "guard", "secretbox",
-    "upstream", "webhooks", "schemas", "models", "outbound", "otp", "slots", "logs", "errors",
+    "upstream", "webhooks", "schemas", "models", "outbound", "otp", "charsets", "slots", "logs",
+    "errors",
 ]  # fmt: skip
 
 
