@@ -62,7 +62,8 @@ _ORIGIN_BOUND = re.compile(
     r"^@[\w.-]{1,253} #([a-z0-9]{3,10}|[a-z0-9]{2,5}-[a-z0-9]{2,5})(?: [%@]\S+)?\s*\Z",
     re.MULTILINE | re.IGNORECASE | re.ASCII,
 )
-_RETRIEVER_HASH = re.compile(r"\s[A-Za-z0-9+/]{11}\s*\Z")
+# FA+9qCX9VSu, and not the word "engangskode"
+_RETRIEVER_HASH = re.compile(r"\s(?![A-Za-z][a-z]{10}|[A-Z]{11})[A-Za-z0-9+/]{11}\s*\Z")
 _CANDIDATE = re.compile(
     # G-493817: the service's letter is no part of the code
     r"(?<![\w/@&+-])[A-Z]{1,2}-(?P<prefixed>\d{4,8})(?![\w/]|-\w)"

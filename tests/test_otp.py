@@ -50,6 +50,7 @@ def test_what_a_mask_covers_is_no_code(masked):
         ("731 seats left, says the code of conduct", None),
         ("<#> Your code is 493817\nFA+9qCX9VSu", CODE),
         ("<#> Your code is on its way\nFA12qCX9348", None),
+        ("493817 er din engangskode", CODE),  # as long as the hash, but a word
         # The sender's own machine-readable line wins over what the prose says
         ("Code 111222 was for yesterday.\n\n@example.com #493817", CODE),
         ("493817 is your code.\n\n@shop.example #493817 %pay.example", CODE),
