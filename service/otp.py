@@ -134,7 +134,8 @@ def extract(text):
 def _fold(text):
     """Compatibility forms, accents, vowel signs, invisible characters and digits made plain."""
     plain = []
-    for char in unicodedata.normalize("NFKD", text.translate(_LETTERS)):
+    # One of Korean or Vietnamese is three, once decomposed
+    for char in unicodedata.normalize("NFKD", text.translate(_LETTERS))[: 3 * MAX_TEXT]:
         if char.isdecimal():
             plain.append(str(unicodedata.decimal(char)))
         elif char in "\r\n\t":
@@ -229,14 +230,13 @@ def _labels(text):
     tail = Label(0, 0)  # the rest of a word, looked at once however many words are in it
     for place in range(len(text)):
         longest = {}
+        words = _WORDS[_glued(text, place)]
         for key in (text[place : place + 2], text[place]):
-            for word, kind, any_before, any_after in _WORDS.get(key, ()):
-                end = place + len(word)
+            for word, kind, any_after in words.get(key, ()):
                 if (
-                    len(word) > len(longest.get(kind, ("",))[0])
-                    and text.startswith(word, place)
-                    and (any_before or not _glued(text, place))
-                    and (any_after or not _glued(text, end))
+                    text.startswith(word, place)
+                    and len(word) > len(longest.get(kind, ("",))[0])
+                    and (any_after or not _glued(text, place + len(word)))
                 ):
                     longest[kind] = word, any_after
         if "other" in longest and len(longest["other"][0]) >= len(longest.get("code", ("",))[0]):
@@ -297,15 +297,19 @@ def _word_end(text, place):
 
 
 def _load(path):
-    """{the first two letters: [(word, kind, whether letters may come before, after)]}"""
-    index = defaultdict(set)
+    """{whether inside a word: {the first two letters: [(word, kind, whether letters may follow)]}}
+
+    What begins with a star is found inside a word, too.
+    """
+    index = {False: defaultdict(set), True: defaultdict(set)}
     for language, kinds in tomllib.loads(path.read_text("utf-8")).items():
         for kind, words in kinds.items():
+            kind = "currency" if language == "currencies" else kind
             for word in words:
                 plain = _fold(word.strip("*")).lower()
-                kind = "currency" if language == "currencies" else kind
-                index[plain[:2]].add((plain, kind, word[0] == "*", word[-1] == "*"))
-    return dict(index)
+                for inside in {False, word[0] == "*"}:
+                    index[inside][plain[:2]].add((plain, kind, word[-1] == "*"))
+    return index
 
 
 _WORDS = _load(Path(__file__).with_name("otp_words.toml"))
