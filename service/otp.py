@@ -22,6 +22,8 @@ CLEAR_LEAD = 12  # by which the best must lead another code
 
 DIRECT = 8  # letters between a label and what is right beside it: "code you need: 123"
 LINE = 20  # letters that still count before a code on a line of its own
+ENTERED = 6  # characters of a code that only a verb points to: "enter 493817"
+PHONE = 9  # digits from which it may be a phone number
 OTHER_REACH = 16  # characters from the end of "order" to a number that is the order's
 
 # The rules, an example each; what the provider itself named as the code is `given`
@@ -39,7 +41,7 @@ MASKS = {
     "x.io/493817": r"(?<![\w@.-])(?:[a-z0-9-]{1,40}\.){1,4}[a-z]{2,10}/\S*",
     "otp1234@x.io": r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,40}(?:\.[\w-]{1,40}){1,4}",
     "192.168.10.20": r"(?<![\d.])\d{1,3}(?:\.\d{1,3}){3}(?![\d.])",
-    "*123*4567#": r"[*#]{1,2}\d{2,8}(?:\*\d{1,12}){0,4}#",
+    "*123*PIN#": r"[*#]{1,2}\d{2,8}(?:\*[\w<>]{1,12}){0,4}#",
     "2025-06-04": r"(?<!\d)(?:19|20)\d\d(?P<y>[-/.] ?)\d{1,2}(?P=y)\d{1,2}(?!\d)",
     "04.06.2025": r"(?<!\d)\d{1,2}(?P<d>[-/.])\d{1,2}(?P=d)(?: ?(?:19|20))?\d\d(?!\d)",
     "04.06.": r"(?<![\d.])[0-3]?\d\.[01]?\d\.(?!\d)",
@@ -65,22 +67,26 @@ _ORIGIN_BOUND = re.compile(
 # FA+9qCX9VSu, and not the word "engangskode"
 _RETRIEVER_HASH = re.compile(r"\s(?![A-Za-z][a-z]{10}|[A-Z]{11})[A-Za-z0-9+/]{11}\s*\Z")
 _CANDIDATE = re.compile(
-    # G-493817: the service's letter is no part of the code
-    r"(?<![\w/@&+-])[A-Z]{1,2}-(?P<prefixed>\d{4,8})(?![\w/]|-\w)"
     # AB12CD, AB1-2CD
-    r"|(?<![A-Za-z0-9_/@&+.-])(?P<mixed>(?=[A-Z]{1,9}\d|[a-z]{1,9}\d|\d{1,9}[A-Za-z])"
+    r"(?<![A-Za-z0-9_/@&+.-])(?P<mixed>(?=[A-Z]{1,9}\d|[a-z]{1,9}\d|\d{1,9}[A-Za-z])"
     r"[A-Za-z0-9]{2,10}(?:-[A-Z0-9]{2,6})?)(?![A-Za-z0-9_/@=-]|\.\w)"
-    # 493817, 493-817, 4 9 3 8 1 7; some languages hang a suffix on: 493817-dir
-    r"|(?<![A-Za-z0-9_/@&])(?<!\d[.,:])(?P<digits>\d+(?:[ -]\d+)*)"
+    # G-493817: the service's letter is no part of the code
+    r"|(?:(?<![\w/@&+-])[A-Z]{1,2}-(?P<prefixed>\d{4,8})"
+    # 493817, 493-817, 4 9 3 8 1 7
+    r"|(?<![A-Za-z0-9_/@&])(?<!\d[.,:])(?P<digits>\d+(?:[ -]\d+)*))"
+    # Some languages hang a suffix on: 493817-dir
     r"(?![A-Z0-9_/@=]|[.,:]\d|-[A-Z0-9])"
 )
+_DATE = re.compile(r"(?:19|20)\d\d(?:(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01]))?")  # 2025, 20250604
 _SENTENCE_END = re.compile(r"(?<!\brs|\bnr|\bno)[.!?;]\s|[。！？؟।]")
-# "PIN for the locker: 5093", where "locker 5093" would be no code
-_OF_ITS = re.compile(r"[^.,:;!?|]{1,40}[:=] ?")
+_SENDER = re.compile(r"\s*[【[](?=[^】\]]{0,20}[^\W\d])[^】\]]{1,30}[】\]]")
+# The words of one sentence, as between "code" and "is" in "code for Booking.com is 493817"
+_CLAUSE = re.compile(r"(?:[^\d.,:;!?|]|\.(?=\w)){1,40}")
 _NO_SPACES = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3040-\ud7ff]")
 # What no decomposition knows; and a comma that must not look like the one of "1,5" afterwards
 _LETTERS = str.maketrans("ıłøđðŁØĐÐ，", "iloddLODD、", "ـ")
 _OPENING = " \n\"'«„“”‘([{<*-–「『【"
+_CLOSING = " \"'»“”’)]}>*-–」』】"
 _start, _end = attrgetter("start"), attrgetter("end")
 
 
@@ -112,14 +118,19 @@ def extract(text):
     text = _RETRIEVER_HASH.sub("", text.removeprefix("<#>"))
     # Equally long, so that what is looked for in small letters has the same place in `text`
     small = text.lower()
-    promo = "%" in small
+    percent = "%" in small
     small = _MASK.sub(lambda mask: "¦" * len(mask[0]), small)
     text = "".join("¦" if s == "¦" else t for t, s in zip(text, small, strict=True))
 
     labels = _labels(small)
+    sender = _sender(text, labels["code"])
+    if promo := percent or bool(labels["promo"]):
+        labels["enter"] = labels["...enter"] = []  # "Enter 4938 to win"
     scored = {}
     for match in _CANDIDATE.finditer(text):
-        for code, needs_direct in _codes(match, promo or bool(labels["promo"])):
+        if match[0] in sender:
+            continue
+        for code, needs_direct in _codes(match, promo):
             if text.strip(" \r\n.") == match[0] and not needs_direct:
                 return Found(code, "alone")
             score, rule = _score(small, match.start(), match.end(), labels, needs_direct)
@@ -129,6 +140,12 @@ def extract(text):
     if not best or (len(best) > 1 and best[0][0] - best[1][0] < CLEAR_LEAD):
         return None
     return Found(best[0][1], best[0][2])
+
+
+def _sender(text, labels):
+    """What a message begins with that is no code: 【51job】, but not 【Code: 493817】."""
+    sender, label = _SENDER.match(text), _first_after(labels, 0)
+    return sender[0] if sender and not (label and label.start < sender.end()) else ""
 
 
 def _fold(text):
@@ -154,15 +171,15 @@ def _codes(match, promo):
     elif match["mixed"]:
         code = match["mixed"].replace("-", "")
         if 4 <= len(code) <= 10 and not promo and not code.isdigit():
-            yield code, not match["mixed"].isupper()
+            yield code, not match["mixed"].isupper() or code[1:].isdigit()  # R5000
     else:
         groups = re.split("[ -]", match["digits"])
         shape = [len(group) for group in groups]
         code = "".join(groups)
         if len(groups) == 1 and 3 <= len(code) <= 10:
-            year = re.fullmatch("(19|20)..", code) is not None
             before = match.string[match.start() - 1 : match.start()]
-            yield code, len(code) == 3 or year or before == "-"
+            odd = len(code) == 3 or len(code) >= PHONE or _DATE.fullmatch(code) or before == "-"
+            yield code, bool(odd)
         elif shape == [3, 3] or (set(shape) == {1} and 4 <= len(shape) <= 10):
             yield code, False
         elif len(groups) <= 3 and 4 <= len(code) <= 10 and shape != [2, 2]:
@@ -172,19 +189,38 @@ def _codes(match, promo):
 def _score(text, start, end, labels, needs_direct):
     """(how sure it is from 0 to 100 that text[start:end] is a code, by which rule)."""
     before, after = _last_before(labels["code"], start), _first_after(labels["code"], end)
-    if _counts_units(text, start, end, labels) or _is_of_another(text, start, labels, before):
+    name_end = _name_end(text, start, labels["is"])
+    if (
+        _counts_units(text, start, end, labels)
+        or _is_address(text, start, end, labels, before, name_end)
+        or _is_of_another(text, start, end, labels, before, name_end)
+    ):
         return 0, ""
     found = [(0, "")]
     if before:
         gap = text[before.end : start]
         if text[start - 1 : start] + text[end : end + 1] == "\n\n":
             gap = gap[:LINE]
-        opened = before.end + len(gap.rstrip(_OPENING))
-        named = any(x.end == opened for x in labels["is"]) or text[opened - 1] in ":="
-        found.append((_closeness(gap, needs_direct, named), "keyword-before"))
+        closeness = _closeness(gap, needs_direct, name_end is not None)
+        found.append((closeness, "keyword-before"))
     if after:
         found.append((_closeness(text[end : after.start], needs_direct) - AFTER, "keyword-after"))
+    if (
+        end - start >= ENTERED
+        and not needs_direct
+        and _is_beside(text, start, end, labels, "enter")
+    ):
+        found.append((100 - AFTER, "keyword-before"))
     return max(found)
+
+
+def _name_end(text, start, joints):
+    """Where the name ends that "is" or a colon joins to what is at `start`; None without one."""
+    opened = len(text[:start].rstrip(_OPENING))
+    if text[opened - 1 : opened] in (":", "="):
+        return opened - 1
+    joint = _last_before(joints, opened)
+    return joint.start if joint and joint.end == opened else None
 
 
 def _counts_units(text, start, end, labels):
@@ -200,15 +236,43 @@ def _counts_units(text, start, end, labels):
     return bool((before and before.end >= start - 1) or (at and at.start == start))
 
 
-def _is_of_another(text, start, labels, before):
+def _is_address(text, start, end, labels, before, name_end):
+    """Whether it is a number that something is sent to or from: sent to 4155550132."""
+    name = text[before.end : start if name_end is None else name_end] if before else ""
+    if _letters(name) and sum(map(str.isdigit, text[start:end])) >= PHONE:
+        return True  # not just "code is 1234567890"
+    return _is_beside(text, start, end, labels, "address")
+
+
+def _is_of_another(text, start, end, labels, before, name_end):
     """Whether a word like "order", nearer than the code's label, says whose number it is."""
-    other = _last_before(labels["other"], start)
+    other, at = _last_before(labels["other"], start), _first_after(labels["other"], start)
+    if at and at.start == start:  # CVV2
+        return True
     if not other or (before and other.end <= before.end):
         return False
     gap = text[other.end : start]
     if len(gap) > OTHER_REACH or _letters(gap) > DIRECT or re.search(r"[\d¦]", gap):
         return False
-    return not (before and _OF_ITS.fullmatch(text, before.end, start))
+    if name_end is None or other.end > name_end:
+        return True
+    if not _CLAUSE.fullmatch(text, before.end if before else 0, name_end):
+        return True
+    if before:  # "code for Booking.com is 4938"
+        return False
+    # "Booking.com: 4938 is your code"
+    joint = _first_after(labels["is"], end)
+    after = joint and joint.start <= end + 1 and _first_after(labels["code"], joint.end)
+    return not after or _letters(text[joint.end : after.start]) > DIRECT
+
+
+def _is_beside(text, start, end, labels, kind):
+    """Whether a word of the kind is right beside text[start:end], on the side where it belongs."""
+    before, after = _last_before(labels[kind], start), _first_after(labels[f"...{kind}"], end)
+    return bool(
+        (before and not text[before.end : start].strip(_OPENING))
+        or (after and not text[end : after.start].strip(_CLOSING))
+    )
 
 
 def _closeness(gap, needs_direct, named=False):
@@ -306,9 +370,10 @@ def _load(path):
         for kind, words in kinds.items():
             kind = "currency" if language == "currencies" else kind
             for word in words:
+                side, word = re.match(r"((?:\.\.\.)?) ?(.+)", word).groups()
                 plain = _fold(word.strip("*")).lower()
                 for inside in {False, word[0] == "*"}:
-                    index[inside][plain[:2]].add((plain, kind, word[-1] == "*"))
+                    index[inside][plain[:2]].add((plain, side + kind, word[-1] == "*"))
     return index
 
 

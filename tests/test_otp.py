@@ -66,6 +66,126 @@ def test_examples(text, expected):
     assert code(text) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Your verification code for Booking.com is 493817", CODE),
+        ("Your OTP for Bill.com: 493817", CODE),
+        ("PhonePe: 493817 is your OTP", CODE),
+        ("Din engangskode til MobilePay er 493817", CODE),
+        ("Twój kod do Booking.com to 493817", CODE),
+        ("Codice SMS 493817", CODE),
+        ("Your code was sent. Your order number is 77120", None),
+        ("Your PIN was changed and your account number is 4432871", None),
+        ("Reset your password for account no: 4432871", None),
+        ("Order: 493817 is ready, we will send a code", None),
+        ("Card 4432 is PIN locked", None),
+    ],
+)
+def test_a_word_like_order_only_counts_for_a_number_that_nothing_else_joins_to_the_code(
+    text, expected
+):
+    assert code(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("A verification code has been sent to 4155550132.", None),
+        ("OTP sent to 9876543210. Valid for 10 min.", None),
+        ("We sent the code to 415-555-0132", None),
+        ("Verification code sent to your phone: 9876543210", None),
+        ("Code will be sent from 72975", None),
+        ("Le code a été envoyé au 0612345678", None),
+        ("Se envió un código al 612345678", None),
+        ("Код отправлен на 9161234567", None),
+        ("Kod 5321234567 numarasına gönderildi", None),
+        ("OTP 9876543210 पर भेजा गया है", None),
+        ("認証コードを0901234567に送信しました。", None),
+        ("הקוד נשלח ל-0501234567", None),
+        ("Code sent to 4155550132: your code is 493817", CODE),
+        ("Код 493817 отправлен на 9161234567", CODE),
+        ("493817 para acceder a tu cuenta: tu código", CODE),
+        ("Your code is 4406128397", "4406128397"),
+    ],
+)
+def test_the_number_that_a_code_was_sent_to_is_no_code(text, expected):
+    assert code(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Use 493817 to authorise USD 12.00 at ZARA", CODE),
+        ("Enter AB12CD in the app to continue", "AB12CD"),
+        ("Geben Sie 493817 ein, um die Zahlung freizugeben", CODE),
+        ("Ödemeyi onaylamak için 493817 girin", CODE),
+        ("결제를 확인하려면 493817을 입력하세요", CODE),
+        ("Use 2048 MB before 30 June", None),
+        ("Use 5000 points on your next stay", None),
+        ("Use 9876543210 to pay us by phone", None),
+        ("Use R50000 now and pay in March", None),
+        ("Enter 4821 Main Street", None),
+        ("Enter 493817 to win a holiday", None),
+        ("Enter store 493817", None),
+    ],
+)
+def test_a_verb_beside_a_number_is_as_good_as_a_word_for_it(text, expected):
+    assert code(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("【铁路12306】验证码：493817，12306用户注册", CODE),
+        ("【51job】验证码 493817，请勿泄露", CODE),
+        ("[51job] Your code is 493817", CODE),
+        ("【验证码：493817】请勿泄露", CODE),
+        ("【493817】是您的验证码", CODE),
+        ("【12345热线】您的工单已受理", None),
+        ("G-493817은 Google 인증 코드입니다.", CODE),
+        ("G-493817は Google 確認コードです", CODE),
+        ("G-493817'tür Google doğrulama kodunuz", CODE),
+        ("Your code: G-493817/2", None),
+    ],
+)
+def test_what_is_written_on_to_the_code_and_what_belongs_to_the_sender(text, expected):
+    assert code(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("PIN, CVV2 and OTP must be kept secret", None),
+        ("Your WPA2 password has changed", None),
+        ("COVID19 test: show your code", None),
+        ("Your tax code has changed to 1257L", None),
+        ("Token sent. Date:20240614", None),
+        ("OTP 4821 for order on 20240614", "4821"),
+        ("Your code is 20240614", "20240614"),
+        ("Use your PIN to withdraw R5000", None),
+        ("Your parcel comes today. COD 1250", None),
+    ],
+)
+def test_words_with_digits_dates_and_amounts_are_no_codes(text, expected):
+    assert code(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Uw code voor DigiD is 4821", "4821"),  # voo*: flight, in Portuguese
+        ("4821 ay ang iyong code", "4821"),  # ay: month, in Turkish
+        ("4821 şifre ile giriş yapın", "4821"),  # sif*: digits, in Danish
+        ("Kode 4821 dan jangan dibagikan", "4821"),  # dan*: days, in Serbian
+        ("Code 4821 try it now", "4821"),  # try: Turkish lira
+        ("Ci vediamo alle 8 ma porta 1250 volantini", None),  # mã: code, in Vietnamese
+    ],
+)
+def test_a_word_of_one_language_is_no_function_word_of_another(text, expected):
+    assert code(text) == expected
+
+
 @pytest.mark.parametrize("zero", ZEROS)
 def test_digits_of_any_script_come_out_as_ascii(zero):
     native = "".join(chr(ord(zero) + int(digit)) for digit in CODE)
@@ -106,11 +226,13 @@ def test_the_words_are_of_known_kinds_and_each_is_found():
     assert len(words) >= 25
     for language, kinds in words.items():
         for kind, listed in kinds.items():
-            assert kind in ("code", "other", "unit", "is", "promo"), language
+            assert kind in ("code", "enter", "other", "address", "unit", "is", "promo"), language
             assert len(set(listed)) == len(listed), (language, kind)
             for word in listed:
                 assert word == word.strip() and word.strip("*"), (language, kind, word)
                 assert "*" not in word.strip("*"), (language, kind, word)
+                if word.startswith("..."):
+                    assert kind in ("enter", "address"), (language, kind, word)
 
 
 # Whatever the machine is doing: speed is measured in benchmarks/otp.py
@@ -121,6 +243,8 @@ anything = st.text(max_size=2000) | st.lists(
         [
             "code",
             "is",
+            "use ",
+            "sent to ",
             ":",
             " ",
             "\n",
