@@ -214,9 +214,9 @@ def test_accuracy_on_messages_that_it_was_not_tuned_to():
 
 def test_the_corpus_is_as_broad_as_it_is_said_to_be():
     messages = [m for path in otp_accuracy.FILES.values() for m in otp_accuracy.read(path)]
-    assert len({m["text"] for m in messages}) == len(messages) >= 1000
-    assert len({m["lang"] for m in messages}) >= 60
-    assert sum(m["code"] is None for m in messages) >= 400
+    assert len({m["text"] for m in messages}) == len(messages) >= 1700
+    assert len({m["lang"] for m in messages}) >= 80
+    assert sum(m["code"] is None for m in messages) >= 700
 
 
 def test_the_words_are_of_known_kinds_and_each_is_found():
