@@ -7,7 +7,7 @@ import time
 from datetime import timedelta
 
 from flask import current_app
-from sqlalchemy import bindparam, func, select, update
+from sqlalchemy import bindparam, delete, func, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm.attributes import set_committed_value
 
@@ -29,6 +29,7 @@ from service.models import (
     execute,
     release,
     sha256,
+    store,
     transact,
     upsert,
     utcnow,
@@ -39,7 +40,11 @@ KEY_LIFETIME = timedelta(hours=24)
 
 # Built once, and past the ORM: what every call writes
 _NUMBERS, _OPERATOR = PhoneNumber.__table__, Operator.__table__
-_FILL = update(_NUMBERS).where(_NUMBERS.c.id == bindparam("row_id"), _NUMBERS.c.state != "assigned")
+_THIS = _NUMBERS.c.id == bindparam("row_id")
+_FILL = update(_NUMBERS).where(_THIS, _NUMBERS.c.state != "assigned")
+_MARK_UNKNOWN = update(_NUMBERS).where(_THIS, _NUMBERS.c.state == "requested")
+_MARK_UNKNOWN = _MARK_UNKNOWN.values(state="unknown")
+_FORGET = delete(_NUMBERS).where(_THIS)
 _OPERATORS = select(_OPERATOR).where(_OPERATOR.c.id.in_(bindparam("ids", expanding=True)))
 
 
@@ -61,10 +66,12 @@ def get_number(user, country_id, operator_id, number_format, idempotency_key):
         _give_up(row, e, told)
         raise (NoNumberReceived if isinstance(e, upstream.NoNumber) else UnableToGetNumber) from e
     except Exception:
-        transact(lambda: db.session.delete(row))  # the country list: no number was asked for
+        _run(_FORGET, row)  # the country list: no number was asked for
         raise
+    changes = {"state": "assigned", "digits": grant.digits, "phone_code": phone_code}
+    changes["assigned_at"] = utcnow()
     try:
-        transact(lambda: _assign(row, grant, phone_code))
+        transact(lambda: _assign(row, changes, grant.operators))
     except Exception as e:
         # Granted, but nowhere recorded: this line is all that is left to find it by
         event(
@@ -72,8 +79,10 @@ def get_number(user, country_id, operator_id, number_format, idempotency_key):
             phone_number=f"+{grant.digits}", operator_id=operator_id, **told,
         )  # fmt: skip
         with contextlib.suppress(DBAPIError):
-            transact(lambda: _mark_unknown(told["request"]), patience=0)
+            _run(_MARK_UNKNOWN, row, patience=0)
         raise UnableToGetNumber from e
+    for name, value in changes.items():
+        set_committed_value(row, name, value)
     event(log, "number_assigned", number_id=row.id, user_id=user.id, country_id=country_id)
     return row
 
@@ -156,13 +165,13 @@ def _reserve_once(user, country_id, operator_id, key_hash):
             return row, False
         # Its call died or never heard the answer: ask again, with the same key
         row.state, row.requested_at = "requested", now
+        db.session.flush()
     else:
         row = PhoneNumber(
             user_id=user.id, state="requested", country_id=country_id, operator_id=operator_id,
             idempotency_hash=key_hash, requested_at=now,
         )  # fmt: skip
-        db.session.add(row)
-    db.session.flush()
+        store(row)
     count(user.id, now, requests=1)  # also takes the lock of the user's row for the check below
     if user.daily_limit is not None:
         used = _used(user, now, row.id)
@@ -192,33 +201,25 @@ def _give_up(row, error, told):
     """Record that no number came: the row goes, unless the main server may have granted one."""
     if error.granted:
         event(log, "number_unknown", logging.WARNING, exc_info=True, **told)
-        transact(lambda: _mark_unknown(told["request"]))
+        _run(_MARK_UNKNOWN, row)
     else:
         event(log, "number_refused", why=error, **told)
-        transact(lambda: db.session.delete(row))
+        _run(_FORGET, row)
 
 
-def _mark_unknown(row_id):
-    db.session.execute(
-        update(PhoneNumber)
-        .where(PhoneNumber.id == row_id, PhoneNumber.state == "requested")
-        .values(state="unknown")
-    )
+def _run(statement, row, **options):
+    transact(lambda: execute(statement, {"row_id": row.id}), **options)
 
 
-def _assign(row, grant, phone_code):
+def _assign(row, changes, operators):
     """The number, the operators and both summaries, in one transaction."""
-    now = utcnow()
-    changes = {"state": "assigned", "digits": grant.digits, "phone_code": phone_code}
-    changes["assigned_at"] = now
     if execute(_FILL, changes | {"row_id": row.id}).rowcount != 1:
-        db.session.refresh(row)
-        if row.digits == grant.digits:
-            return  # committed already: the connection was lost before we heard of it
-        raise LookupError("another call with the same Idempotency-Key has filled the row")
-    for name, value in changes.items():
-        set_committed_value(row, name, value)
-    _sync_operators(grant.operators, now)
+        filled = db.session.get(PhoneNumber, row.id, populate_existing=True)
+        if filled is None or filled.digits != changes["digits"]:
+            raise LookupError("another call with the same Idempotency-Key has filled the row")
+        return  # committed already: the connection was lost before we heard of it
+    now = changes["assigned_at"]
+    _sync_operators(operators, now)
     count(row.user_id, now, numbers=1)  # last: it locks the row that the user's calls share
 
 

@@ -15,7 +15,18 @@ from sqlalchemy import bindparam, func, insert, or_, select, update
 
 from service import guard, outbound, webhooks
 from service.logs import event
-from service.models import Attempt, Delivery, User, count, db, execute, release, transact, utcnow
+from service.models import (
+    Attempt,
+    Delivery,
+    User,
+    count,
+    db,
+    execute,
+    release,
+    store,
+    transact,
+    utcnow,
+)
 from service.secretbox import Unreadable, seal, unseal
 from service.slots import Slots
 
@@ -44,7 +55,7 @@ LEASE_SLACK = 10
 BATCH, BATCH_SECONDS = 16, 0.5
 
 # Built once, and past the ORM: what every webhook writes
-_ATTEMPTS, _DELIVERIES = Attempt.__table__, Delivery.__table__
+_ATTEMPT, _DELIVERIES = insert(Attempt.__table__), Delivery.__table__
 _FINISH = update(_DELIVERIES).where(
     _DELIVERIES.c.id == bindparam("held_id"), _DELIVERIES.c.lease == bindparam("held_lease")
 )
@@ -78,21 +89,21 @@ def set_url(user, url):
 
 
 def queue(message, user):
-    """The Delivery of a message, stored with it in the caller's transaction.
+    """The Delivery of a stored message, stored with it in the caller's transaction.
 
     It is leased to the caller, who commits and then calls deliver(): a crash before that leaves
     it due once the lease has run out. While the endpoint is disabled it is made `dead`, to be
     seen and redelivered; while its circuit is open it is left to the worker.
     """
     now = utcnow()
-    delivery = _new(user, webhooks.payload(message))
-    message.deliveries = [delivery]
+    delivery = _new(user, webhooks.payload(message), message.id)
     if user.webhook_disabled_at:
         delivery.state, delivery.last_result, delivery.next_attempt_at = "dead", "disabled", None
     elif user.webhook_open_until and user.webhook_open_until > now:
         delivery.last_result, delivery.next_attempt_at = "circuit_open", user.webhook_open_until
     else:
         _lease(delivery, now)
+    store(delivery)
     return delivery
 
 
@@ -102,12 +113,12 @@ def send_test(user):
     def add():
         delivery = _new(user, b'{"event":"test","data":{}}')
         _lease(delivery, utcnow())
-        db.session.add(delivery)
+        store(delivery)
         return delivery
 
     delivery = transact(add)
     deliver(delivery, "test")
-    db.session.refresh(delivery)
+    delivery = db.session.get(Delivery, delivery.id)
     release()
     return delivery
 
@@ -164,13 +175,17 @@ def claim(delivery_id, *conditions, **values):
     return True
 
 
-def _new(user, body):
+def _new(user, body, message_id=None):
+    now = utcnow()
     return Delivery(
         webhook_id=f"msg_{secrets.token_urlsafe(18)}",
         user_id=user.id,
+        message_id=message_id,
         body=body,
         state="pending",
-        next_attempt_at=utcnow(),
+        attempts=0,
+        next_attempt_at=now,
+        created_at=now,
     )
 
 
@@ -374,11 +389,11 @@ def _record(row, lease, user, outcome, attempt):
     else:
         changes |= {"state": "pending", "next_attempt_at": now + _delay(attempts, outcome)}
     if not _finish(row.id, lease, **changes):
-        db.session.refresh(row)
-        return row.state, False  # the lease ran out and somebody else has taken over
+        # The lease ran out and somebody else has taken over
+        return db.session.get(Delivery, row.id, populate_existing=True).state, False
     next_at = changes["next_attempt_at"]
     told = {"result": outcome.result, "answer": outcome.answer, "next_attempt_at": next_at}
-    execute(insert(_ATTEMPTS), attempt | told | {"delivery_id": row.id})
+    execute(_ATTEMPT, attempt | told | {"delivery_id": row.id})
     _judge_endpoint(user, outcome, now)
     new = outcome.delivered and not was_delivered and row.message_id is not None
     return changes.get("state", row.state), new
@@ -411,15 +426,16 @@ def _retry_after(outcome):
 
 def _judge_endpoint(user, outcome, now):
     """Close the endpoint's circuit, or count the failure and open it."""
+    if outcome.result in ("disabled", "no_url"):
+        return
+    if outcome.delivered and not user.webhook_failures and not user.webhook_open_until:
+        return  # as it nearly always is
     mine = update(User).where(User.id == user.id, User.webhook_url == user.webhook_url)
     mine = mine.execution_options(synchronize_session=False)
     if outcome.delivered:
-        if user.webhook_failures or user.webhook_open_until:
-            db.session.execute(mine.values(webhook_failures=0, webhook_open_until=None))
-            # What waited for the circuit goes now
-            _move(user, now, Delivery.last_result == "circuit_open")
-        return
-    if outcome.result in ("disabled", "no_url"):
+        db.session.execute(mine.values(webhook_failures=0, webhook_open_until=None))
+        # What waited for the circuit goes now
+        _move(user, now, Delivery.last_result == "circuit_open")
         return
     changes = {"webhook_failures": User.webhook_failures + 1}
     failures = db.session.scalar(select(User.webhook_failures).where(User.id == user.id)) + 1

@@ -3,17 +3,17 @@
 import logging
 from datetime import timedelta
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import selectinload
 
 from service import otp
 from service.delivery import deliver, queue
 from service.logs import event
-from service.models import Delivery, Message, PhoneNumber, count, db, sha256, transact, utcnow
+from service.models import Message, PhoneNumber, count, db, sha256, store, transact, utcnow
 
 log = logging.getLogger(__name__)
 DUPLICATE_WINDOW = timedelta(minutes=10)
-_SAME = select(Message.id).where(Message.dedupe_key == bindparam("dedupe_key"))
 
 
 def ingest(sms, provider, source):
@@ -22,46 +22,39 @@ def ingest(sms, provider, source):
     `provider` is the name that users see, `source` what tells message ids of one gateway from
     another's. The SMS and its delivery are committed together before the receiver is called.
     """
-    while True:
+    if sms.message_id:
+        key = sha256("id", source, sms.message_id)
+    else:
+        key = sha256("text", sms.digits, sms.sms_text)
+    state, first = None, None
+    while state is None:
         try:
-            message, delivery, user, duplicate = transact(lambda: _store(sms, provider, source))
-            break
+            message, delivery, user = transact(lambda: _store(sms, provider, key))
+            state = delivery.state if delivery else "none"
         except IntegrityError:
-            continue  # the same SMS at the same moment: this time it is found
+            if first := transact(lambda: _first(sms, key)):
+                message, state = first
     event(
-        log, "sms_duplicate" if duplicate else "sms_stored", message_id=message.id,
+        log, "sms_duplicate" if first else "sms_stored", message_id=message.id,
         user_id=message.user_id, provider=provider, otp=message.otp_code is not None,
     )  # fmt: skip
-    state = delivery.state if delivery else "none"
-    if delivery and delivery.lease and not duplicate:
+    if not first and delivery and delivery.lease:
         state = deliver(delivery, "ingest", user)
     return {
         "id": message.id,
         "matched": message.phone_number_id is not None,
-        "duplicate": duplicate,
+        "duplicate": first is not None,
         "otp_code": message.otp_code,
         "webhook": {"delivered": "delivered", "pending": "pending"}.get(state, "none"),
     }
 
 
-def _store(sms, provider, source):
-    """(message, its delivery and user or None, whether it was here already), in one transaction."""
-    now = utcnow()
-    if sms.message_id:
-        dedupe_key = sha256("id", source, sms.message_id)
-    else:
-        dedupe_key = sha256("text", sms.digits, sms.sms_text)
-    first_id = db.session.scalar(_SAME, {"dedupe_key": dedupe_key})
-    first = first_id and db.session.get(Message, first_id, populate_existing=True)
-    if first and (sms.message_id or first.created_at > now - DUPLICATE_WINDOW):
-        delivery = db.session.scalar(
-            select(Delivery).where(Delivery.message_id == first.id).order_by(Delivery.id).limit(1)
-        )
-        return first, delivery, None, True
-    if first:
-        first.dedupe_key = None
-        db.session.flush()
+def _store(sms, provider, key):
+    """(message, its delivery, its user; or None), in one transaction.
 
+    Raises IntegrityError when it is a duplicate: to look for one first would cost every SMS.
+    """
+    now = utcnow()
     found = otp.Found(sms.otp_code, "given") if sms.otp_code else otp.extract(sms.sms_text)
     received_at = min(sms.received_at or now, now)
     number, user = PhoneNumber.holding(sms.digits, min(_end_of_moment(received_at), now))
@@ -75,20 +68,30 @@ def _store(sms, provider, source):
         sms_text=sms.sms_text,
         otp_code=found and found.code,
         otp_rule=found and found.rule,
-        dedupe_key=dedupe_key,
+        dedupe_key=key,
         received_at=received_at,
         created_at=now,
     )
-    db.session.add(message)
+    store(message)
     has_code, delivery = message.otp_code is not None, None
     if user and has_code and user.webhook_url:
         delivery = queue(message, user)
-    db.session.flush()
     if user:
         count(user.id, now, sms=1, otps=int(has_code))
     else:
         count(None, now, sms=1, otps=int(has_code), unmatched=1)
-    return message, delivery, user, False
+    return message, delivery, user
+
+
+def _first(sms, key):
+    """(the message that `sms` is a duplicate of, the state of its delivery), in one transaction;
+    None when it is none after all: without an id it was one for 10 minutes."""
+    query = select(Message).where(Message.dedupe_key == key)
+    first = db.session.scalar(query.options(selectinload(Message.deliveries)))
+    if first and not sms.message_id and first.created_at <= utcnow() - DUPLICATE_WINDOW:
+        first.dedupe_key = None
+        return None
+    return first and (first, first.webhook)
 
 
 def _end_of_moment(time):
