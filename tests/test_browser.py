@@ -156,6 +156,25 @@ def test_hostile_sms_text_is_shown_as_text(open_page, user):
     assert open_page.complaints == []
 
 
+def test_an_sms_stays_in_its_box_and_runs_its_own_way(open_page, user, make_provider, client):
+    """Arabic runs from the right; what is stacked or long scrolls within, and paints over none."""
+    provider = make_provider("other")
+    for text in (
+        "رمز التحقق الخاص بك هو 771203",
+        "a" + "\u0301" * 200 + " 778899" + "\n" * 60 + "end",
+    ):
+        client.post(provider, json={"to": NUMBER, "text": text})
+    page = open_page()
+    log_in(page, user.key)
+    page.get_by_role("button", name="Show codes and texts").click()
+    arabic = page.locator(".sms", has_text="771203")
+    assert arabic.evaluate("e => getComputedStyle(e).direction") == "rtl"
+    stacked = page.locator(".sms", has_text="778899")
+    assert stacked.evaluate("e => getComputedStyle(e).overflow") == "auto"
+    assert stacked.evaluate("e => e.clientHeight < e.scrollHeight")
+    assert stacked.evaluate("e => getComputedStyle(e).direction") == "ltr"
+
+
 def test_scripts_are_refused_by_the_policy(open_page, user):
     """Even where a page should let markup through, the browser runs nothing of it."""
     page = open_page()
