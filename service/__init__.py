@@ -7,10 +7,11 @@ import secrets
 import tempfile
 from pathlib import Path
 
+import click
 from flask import Flask, request
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from config import Config
+from config import Config, ConfigError
 from service import api, cli, delivery, history, logs, profile, sessions, upstream
 from service.models import db, migrate, set_up_mysql, set_up_sqlite
 
@@ -20,7 +21,7 @@ MAX_BODY_BYTES = 256 * 2**10
 def create_app(config=None):
     """The WSGI application, with the settings of `config` (default: the environment's)."""
     config = config or Config.from_environment()
-    logs.configure(config.LOG_LEVEL)
+    logs.configure(config.LOG_LEVEL, _log_stream())
     app = Flask(__name__)
     app.config.from_object(config)
     app.config.update(MAX_CONTENT_LENGTH=MAX_BODY_BYTES, PROPAGATE_EXCEPTIONS=False)
@@ -57,18 +58,30 @@ def create_app(config=None):
     return app
 
 
+def _log_stream():
+    """A command's stdout is its answer, so it logs to stderr; `flask run` is a server."""
+    command = click.get_current_context(silent=True)
+    return "stdout" if command is None or command.info_name == "run" else "stderr"
+
+
 def _development_secret(folder):
-    """A random key kept in instance/: for one machine; `flask doctor` asks for a real one."""
+    """A random key kept in instance/: for one machine; `flask doctor` asks for a real one.
+
+    Raises ConfigError where it cannot be kept.
+    """
     path = folder / "secret_key"
-    folder.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        # Whole or not at all, since processes start together
-        with tempfile.NamedTemporaryFile("w", dir=folder) as draft:
-            draft.write(secrets.token_urlsafe(48))
-            draft.flush()
-            with contextlib.suppress(FileExistsError):
-                os.link(draft.name, path)
-    return path.read_text()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            # Whole or not at all, since processes start together
+            with tempfile.NamedTemporaryFile("w", dir=folder) as draft:
+                draft.write(secrets.token_urlsafe(48))
+                draft.flush()
+                with contextlib.suppress(FileExistsError):
+                    os.link(draft.name, path)
+        return path.read_text()
+    except OSError as e:
+        raise ConfigError(f"SECRET_KEY is not set, and none can be kept in instance/: {e}") from e
 
 
 def _answer_error(error):

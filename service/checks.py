@@ -37,7 +37,7 @@ def main_server():
 
 def secret_key():
     if current_app.config.get("SECRET_KEY_IS_OWN"):
-        yield "SECRET_KEY is not set"
+        yield "SECRET_KEY is not set: the one in instance/secret_key serves this machine only"
     elif len(current_app.config["SECRET_KEY"]) < 32:
         yield "SECRET_KEY has fewer than 32 characters"
 

@@ -60,12 +60,14 @@ def check_form(url):
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError as e:
-        raise ForbiddenUrl("is not a URL") from e
+        raise ForbiddenUrl("is not a valid one") from e
     if parts.scheme not in ("http", "https") or not host:
         raise ForbiddenUrl("must begin with https:// and name a host")
     if parts.scheme == "http" and current_app.config["WEBHOOK_REQUIRE_HTTPS"]:
         raise ForbiddenUrl("must begin with https://")
     if "@" in parts.netloc:
         raise ForbiddenUrl("must hold no user name or password")
-    if len(url) > MAX_URL or port == 0 or re.search(r"[\s\x00-\x20\x7f\\]", url):
-        raise ForbiddenUrl("is not a URL")
+    if len(url) > MAX_URL:
+        raise ForbiddenUrl(f"is longer than {MAX_URL:,} characters")
+    if port == 0 or re.search(r"[\s\x00-\x20\x7f\\]", url):
+        raise ForbiddenUrl("is not a valid one")

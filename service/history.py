@@ -98,8 +98,12 @@ def deliveries(user, limit, before=None, state=None):
 
 
 def last_attempt(user, delivery_id):
-    """The Attempt of the user's delivery that was made last, or None."""
+    """The Attempt of the user's test event that was made last, or None.
+
+    Of no other delivery: what the receiver said of an SMS may quote it, and is hidden.
+    """
     mine = (Delivery.user_id == user.id) & (Delivery.id == delivery_id)
+    mine &= Delivery.message_id.is_(None)
     query = select(Attempt).join(Delivery, Delivery.id == Attempt.delivery_id).where(mine)
     return db.session.scalar(query.order_by(Attempt.id.desc()).limit(1))
 

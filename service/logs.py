@@ -80,7 +80,7 @@ def request_id():
     return g.request_id
 
 
-def dict_config(level="INFO"):
+def dict_config(level="INFO", stream="stdout"):
     """The `logging.config` of every process, gunicorn's own loggers included."""
     to_root = {"level": level, "handlers": [], "propagate": True}
     return {
@@ -88,13 +88,13 @@ def dict_config(level="INFO"):
         "disable_existing_loggers": False,
         "formatters": {"line": {"()": LineFormatter}},
         "handlers": {
-            "stdout": {
+            stream: {
                 "class": "logging.StreamHandler",
-                "stream": "ext://sys.stdout",
+                "stream": f"ext://sys.{stream}",
                 "formatter": "line",
             }
         },
-        "root": {"level": level, "handlers": ["stdout"]},
+        "root": {"level": level, "handlers": [stream]},
         "loggers": {
             "gunicorn.error": to_root,
             "gunicorn.access": to_root,
@@ -106,6 +106,6 @@ def dict_config(level="INFO"):
     }
 
 
-def configure(level):
-    """Send every logger of this process to stdout in this module's form."""
-    logging.config.dictConfig(dict_config(level))
+def configure(level, stream="stdout"):
+    """Send every logger of this process to `stream` in this module's form."""
+    logging.config.dictConfig(dict_config(level, stream))

@@ -68,7 +68,8 @@ ID = {"type": ["string", "integer", "null"], "maxLength": 255}
 SMS = {
     "type": "object",
     "description": "The `generic` format; other gateways send their own. `phone_number` is another"
-    " name of `to`; `sms_text`, `message` and `body` are of `text`; `message_id` is of `id`.",
+    " name of `to`; `sms_text`, `message` and `body` are of `text`; `message_id` is of `id`."
+    " `otp_code` and `received_at` (ISO 8601 or Unix seconds) may be told too.",
     "properties": {
         "to": PHONE | {"description": "The number, with the country's code."},
         "text": TEXT | {"description": "The SMS."},

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+from contextlib import suppress
 from functools import wraps
 
 from flask import (
@@ -71,6 +72,9 @@ def logged_in(view):
     def guarded(**kwargs):
         user = _me()
         if user is None:
+            if "user" in session:
+                sessions.log_out()
+                flash("You have been logged out.")
             return redirect(url_for("profile.login"))
         return view(user, **kwargs)
 
@@ -158,11 +162,15 @@ def edit(user):
     form = request.form.to_dict()
     try:
         given = ProfileForm().load(form)
-        if url := given["webhook_url"]:
+        url = given["webhook_url"]
+        if url and (url != user.webhook_url or user.webhook_disabled_at):
+            current_app.extensions["sends"].take(user.id)  # a name may take seconds to look up
             release()
             guard.check_url(url)
     except ValidationError as e:
         return _edit_page(user, form, errors=e.normalized_messages()), 400
+    except TooManyTries as e:
+        return _edit_page(user, form, errors={"webhook_url": [e.message]}), e.status, e.headers
     except guard.ForbiddenUrl as e:
         return _edit_page(user, form, errors={"webhook_url": [f"The URL {e}."]}), 400
 
@@ -182,7 +190,11 @@ def edit(user):
 @logged_in
 def send_test(user):
     """Send a test event to the endpoint; /profile/edit shows what came of it."""
-    current_app.extensions["sends"].take(user.id)
+    try:
+        current_app.extensions["sends"].take(user.id)
+    except TooManyTries as e:
+        flash(e.message)
+        return redirect(url_for("profile.edit"))
     sent = delivery.send_test(user)
     return redirect(url_for("profile.edit", tested=sent.id, _anchor="test"))
 
@@ -194,13 +206,16 @@ def rotate_secret(user):
     if request.method != "POST":
         secret = new_secret()
         return _offer(user, "secret", user.webhook_secret, secret, secret)
-    old, secret = user.webhook_secret, _accepted(user, "secret", user.webhook_secret)
+    old, secret = _accepted(user, "secret")
 
     def rotate():
         row = User.locked(user.id)
-        if same := row.webhook_secret == old:
+        if sha256(row.webhook_secret) == old:
             delivery.rotate_secret(row, secret)
-        return same
+            return True
+        with suppress(Unreadable):
+            return unseal(row.webhook_secret) == secret
+        return False
 
     return _rotated(user, "secret", secret and transact(rotate))
 
@@ -212,13 +227,13 @@ def rotate_key(user):
     if request.method != "POST":
         key = new_key("usr")
         return _offer(user, "key", user.key_hash, key, sha256(key))
-    old, key_hash = user.key_hash, _accepted(user, "key", user.key_hash)
+    old, key_hash = _accepted(user, "key")
 
     def rotate():
         row = User.locked(user.id)
-        if same := row.key_hash == old:
+        if sha256(row.key_hash) == old:
             row.key_hash = key_hash
-        return same
+        return row.key_hash == key_hash
 
     done = key_hash and transact(rotate)
     if done:
@@ -245,14 +260,19 @@ def redeliver(user):
     if wanted == "failed":
         states = delivery.redeliver_failed(user, REDELIVER_SECONDS)
         told = ", ".join(f"{states[state]} {STATES[state]}" for state in STATES if states[state])
-        flash(f"Redelivered: {told}." if told else "There are none that failed.")
+        flash(f"Tried again: {told}." if told else "No OTP is left to redeliver.")
     else:
         known = wanted.isascii() and wanted.isdecimal() and len(wanted) < 19
         row = db.session.get(Delivery, int(wanted)) if known else None
         if row is None or row.user_id != user.id:
             raise NotFound
-        state = delivery.redeliver(row.id)
-        flash(f"Delivery {row.id}: {STATES.get(state, 'it is being tried just now')}.")
+        if delivery.redeliver(row.id) is None:
+            told = "it is being tried just now"
+        else:
+            result = db.session.get(Delivery, row.id, populate_existing=True).last_result
+            arrived = result.startswith("2")
+            told = "delivered" if arrived else f"not delivered, {result_sentence(result)}"
+        flash(f"Delivery {row.id}: {told}.")
     return redirect(url_for("profile.webhooks"))
 
 
@@ -297,19 +317,20 @@ def _offer(user, what, old, shown, kept):
     """The page that shows a new key or secret; nothing is changed before its form comes back.
 
     The form carries what is to be kept, sealed: so neither a lost answer nor a second click can
-    leave the user without the one in force.
+    leave the user without the one in force, or say that it is not.
     """
     offer = seal(json.dumps([what, user.id, sha256(old), kept]))
     return render_template("rotate.html", user=user, what=what, shown=shown, offer=offer)
 
 
-def _accepted(user, what, old):
-    """What was offered to the user to replace `old`; None when that is not what came back."""
+def _accepted(user, what):
+    """(the hash of the old one, the new one) of what was offered to the user; two None when that
+    is not what came back."""
     try:
         offered = json.loads(unseal(request.form.get("offer", "")))
     except Unreadable:
-        return None
-    return offered[3] if offered[:3] == [what, user.id, sha256(old)] else None
+        return None, None
+    return offered[2:] if offered[:2] == [what, user.id] else (None, None)
 
 
 def _rotated(user, what, done):
@@ -334,7 +355,7 @@ def _asked(name):
 def result_sentence(result):
     """A delivery's result as its owner understands it."""
     if result and result.isdecimal():
-        return f"answered {result}"
+        return f"answered {result}" + " (a redirect is not followed)" * (result[0] == "3")
     return RESULTS.get(result, result or "not tried yet")
 
 

@@ -46,7 +46,11 @@ class Throttle:
             since, taken = self._taken.get(name, (0, 0))
         wait = since + self.seconds - time.monotonic()
         if taken >= self.limit and wait > 0:
-            raise TooManyTries(headers={"Retry-After": str(int(wait) + 1)})
+            seconds = int(wait) + 1
+            raise TooManyTries(
+                f"Too many tries. Try again in {seconds} seconds.",
+                headers={"Retry-After": str(seconds)},
+            )
 
     def take(self, name):
         """Use one up; raises TooManyTries when there was none left."""

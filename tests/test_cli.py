@@ -1,5 +1,8 @@
 """The operator's commands."""
 
+import json
+import subprocess
+
 import pytest
 from flask_migrate import check, downgrade, upgrade
 from sqlalchemy import delete, inspect
@@ -9,6 +12,7 @@ from service.gateways import FORMATS
 from service.models import Delivery, Message, User, count, db, transact, utcnow
 from tests.conftest import SYSTEM_KEY
 from tests.databases import on_mariadb
+from tests.fixtures import BIN, ROOT
 from tests.peers import sandbox
 
 
@@ -124,6 +128,22 @@ def test_summary_counts_in_all_per_day_and_per_user(make_app, flask, make_user):
     assert "numbers=1" in flask("summary")
 
 
+def test_a_command_prints_its_answer_alone(database_url):
+    """What it logs, that there is no SECRET_KEY for one, is on stderr."""
+    env = {"PATH": str(BIN), "DATABASE_URL": database_url, "SECRET_KEY": ""}
+    command = [BIN / "flask", "summary", "--json"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, check=True)
+    assert isinstance(json.loads(done.stdout), dict)
+    assert b"event=no_secret_key" in done.stderr
+
+
+def test_a_key_that_cannot_be_kept_stops_the_start_with_a_sentence(make_app, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("flask.Flask.auto_find_instance_path", lambda self: str(tmp_path / "file"))
+    with pytest.raises(ConfigError, match="SECRET_KEY is not set, and none can be kept"):
+        make_app(SECRET_KEY="")
+
+
 def test_doctor_finds_nothing_wrong_with_a_good_deployment(make_app, flask):
     with sandbox() as url:
         runner = make_app(MAIN_SERVER_URL=url).test_cli_runner()
@@ -136,7 +156,10 @@ def test_doctor_finds_nothing_wrong_with_a_good_deployment(make_app, flask):
         ({"MAIN_SERVER_URL": ""}, "MAIN_SERVER_URL is not set"),
         ({"SYSTEM_API_KEY": ""}, "SYSTEM_API_KEY is not set"),
         ({"SYSTEM_API_KEY": "wrong"}, "the main server answered 401 (is SYSTEM_API_KEY wrong?)"),
-        ({"SECRET_KEY": ""}, "SECRET_KEY is not set"),
+        (
+            {"SECRET_KEY": ""},
+            "SECRET_KEY is not set: the one in instance/secret_key serves this machine only",
+        ),
     ],
 )
 def test_doctor_says_what_is_misconfigured_and_exits_1(make_app, flask, env, problem):

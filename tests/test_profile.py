@@ -12,6 +12,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from service import delivery, sessions
 from service.models import Attempt, Delivery, PhoneNumber, User, count, db, sha256, transact, utcnow
+from service.secretbox import unseal
 from tests.conftest import SYSTEM_KEY
 from tests.fixtures import NUMBER
 from tests.mariadb import free_port
@@ -329,6 +330,23 @@ def test_the_webhook_url_and_the_format_are_saved(app, browser, user, receiver):
         assert db.session.get(User, user.id).webhook_url is None
 
 
+def test_the_format_is_saved_also_while_the_url_cannot_be_found(app, browser, user):
+    change(app, user, webhook_url="http://gone.invalid/hook")
+    post(browser, "/profile/edit", webhook_url="http://gone.invalid/hook", number_format="national")
+    with app.app_context():
+        assert db.session.get(User, user.id).number_format == "national"
+
+
+def test_urls_are_looked_up_so_often_and_no_more(browser):
+    """Each may take seconds of a thread."""
+    answers = [
+        post(browser, "/profile/edit", webhook_url=f"http://10.0.0.{n}/", number_format="full")
+        for n in range(21)
+    ]
+    assert [answer.status_code for answer in answers] == [400] * 20 + [429]
+    assert "Try again in" in answers[20].text and int(answers[20].headers["Retry-After"]) <= 60
+
+
 @pytest.mark.parametrize(
     ("url", "sentence"),
     [
@@ -336,9 +354,9 @@ def test_the_webhook_url_and_the_format_are_saved(app, browser, user, receiver):
         ("http://10.0.0.1/x", "not on the public internet"),
         ("http://[::1]/x", "not on the public internet"),
         ("http://ann:secret@127.0.0.1/", "must hold no user name or password"),
-        ("http://127.0.0.1:99999/", "is not a URL"),
+        ("http://127.0.0.1:99999/", "is not a valid one"),
         ('"><script>alert(1)</script>', "must begin with https://"),
-        (f"http://127.0.0.1/{'x' * 3000}", "is not a URL"),
+        (f"http://127.0.0.1/{'x' * 3000}", "is longer than 2,048 characters"),
     ],
 )
 def test_a_bad_url_is_refused_beside_its_field_and_kept(app, browser, user, url, sentence):
@@ -397,7 +415,8 @@ def test_what_is_sent_by_hand_is_throttled(app, browser, user, receiver):
         browser.post(path, data=form | {"id": "failed"}).status_code
         for path in ("/profile/test", "/profile/test", "/profile/webhooks/redeliver")
     ]
-    assert sends == [302, 429, 429]
+    assert sends == [302, 302, 429]
+    assert "Try again in" in browser.get("/profile/edit").text
     assert len(receiver.received) == sessions.MAX_SENDS
 
 
@@ -418,13 +437,23 @@ def test_the_secret_is_shown_once_and_in_force_when_it_was_copied(app, browser, 
         Webhook(secret).verify(receiver.received[0][1], dict(receiver.received[0][0].items()))
     post(browser, "/profile/secret", **form)
     assert "The new secret is in force." in browser.get("/profile/edit").text
-    # A second click changes nothing: the old one still signs as well
+    # A second click changes nothing, and says so: the old one still signs as well
     post(browser, "/profile/secret", **form)
-    assert "was not rotated" in browser.get("/profile/edit").text
+    assert "The new secret is in force." in browser.get("/profile/edit").text
     post(browser, "/profile/test")
     for valid in (secret, user.secret):
         Webhook(valid).verify(receiver.received[1][1], dict(receiver.received[1][0].items()))
     assert "whsec_" not in browser.get("/profile/edit").text
+
+
+def test_of_two_secrets_that_were_offered_the_first_to_come_back_is_taken(app, browser, user):
+    (first, form), (_, other) = offered(browser, "secret"), offered(browser, "secret")
+    post(browser, "/profile/secret", **form)
+    browser.get("/profile/edit")
+    post(browser, "/profile/secret", **other)
+    assert "was not rotated" in browser.get("/profile/edit").text
+    with app.app_context():
+        assert unseal(db.session.get(User, user.id).webhook_secret) == first
 
 
 def test_the_key_is_rotated_after_asking_and_other_browsers_are_logged_out(app, browser, user):
@@ -528,9 +557,26 @@ def test_one_or_all_failed_are_redelivered(app, browser, failed, receiver):
     assert states(app) == ["dead", "delivered", "dead"]
     post(browser, "/profile/webhooks/redeliver", id="failed")
     assert states(app) == ["delivered"] * 3
-    assert "Redelivered: 2 delivered." in browser.get("/profile/webhooks").text
+    assert "Tried again: 2 delivered." in browser.get("/profile/webhooks").text
     ids = [headers["webhook-id"] for headers, _ in receiver.received]
     assert len(set(ids)) == len(ids) == 3
+
+
+def test_a_redelivery_that_fails_is_not_called_delivered(app, browser, failed, receiver):
+    """Even of one that was delivered before, and stays so."""
+    post(browser, "/profile/webhooks/redeliver", id=failed[1])
+    assert f"Delivery {failed[1]}: delivered." in browser.get("/profile/webhooks").text
+    receiver.answers += [500, 302]
+    for sentence in ("answered 500", "answered 302 (a redirect is not followed)"):
+        post(browser, "/profile/webhooks/redeliver", id=failed[1])
+        told = f"Delivery {failed[1]}: not delivered, {sentence}."
+        assert told in browser.get("/profile/webhooks").text
+    assert states(app)[1] == "delivered"
+
+
+def test_the_edit_page_shows_no_answer_to_an_sms(browser, failed):
+    """A receiver may echo the code, which is hidden until it is asked for."""
+    assert "Not delivered" not in browser.get(f"/profile/edit?tested={failed[0]}").text
 
 
 def test_what_is_not_redelivered_in_time_is_left_to_the_worker(
@@ -553,7 +599,7 @@ def test_a_delivery_of_somebody_else_is_404(app, failed, make_user, receiver):
     assert post(client, "/profile/webhooks/redeliver", id=failed[0]).status_code == 404
     assert "No deliveries" in client.get("/profile/webhooks").text
     post(client, "/profile/webhooks/redeliver", id="failed")
-    assert "There are none that failed." in client.get("/profile/webhooks").text
+    assert "No OTP is left to redeliver." in client.get("/profile/webhooks").text
     assert receiver.received == [] and states(app) == ["dead"] * 3
 
 
