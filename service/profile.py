@@ -412,7 +412,8 @@ def answer_error(error):
     if isinstance(error, HTTPException):
         if error.code is None or error.code < 400:
             return error
-        status, sentence, headers = error.code, error.description, {}
+        sentence = NotFound.message if error.code == NotFound.status else error.description
+        status, headers = error.code, {}
         if getattr(error, "valid_methods", None):
             headers["Allow"] = ", ".join(error.valid_methods)
     elif isinstance(error, ApiError):

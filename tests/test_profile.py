@@ -587,6 +587,11 @@ def test_what_is_not_redelivered_in_time_is_left_to_the_worker(
     assert flask("webhooks", "deliver", "--threads", 1, "--json")["delivered"] == 3
 
 
+def test_a_page_that_is_not_there_says_so_in_our_words(client):
+    page = client.get("/nothing")
+    assert page.status_code == 404 and "There is no such page." in page.text
+
+
 @pytest.mark.parametrize("id", ["", "x", "99", "-1", "\u0661", "9" * 40])
 def test_a_delivery_that_is_not_there_is_404(browser, failed, id):
     assert post(browser, "/profile/webhooks/redeliver", id=id).status_code == 404
