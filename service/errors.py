@@ -81,7 +81,7 @@ class ServiceFetchFailed(ApiError):
 
 
 class TooManyTries(ApiError):
-    status, message = 429, "Too many tries. Wait a while, then try again."
+    status, message = 429, "Too many tries."
 
 
 class FormExpired(ApiError):

@@ -21,7 +21,8 @@ LIFETIME = timedelta(hours=12)
 # Wrong keys of one address, in each process, before it has to wait
 MAX_FAILURES, FAILURE_SECONDS = 10, 300
 
-# Webhooks that one user sends by hand, in each process: nobody is flooded in our name
+# Webhooks that one user sends by hand, and URLs that are looked up for them, in each process:
+# nobody is flooded in our name
 MAX_SENDS, SEND_SECONDS = 20, 60
 
 
@@ -48,7 +49,7 @@ class Throttle:
         if taken >= self.limit and wait > 0:
             seconds = int(wait) + 1
             raise TooManyTries(
-                f"Too many tries. Try again in {seconds} seconds.",
+                f"{TooManyTries.message} Try again in {seconds} seconds.",
                 headers={"Retry-After": str(seconds)},
             )
 

@@ -146,6 +146,14 @@ def test_masking():
     assert logs.mask(f"X-Api-Keyÿ{key}") == "X-Api-Keyÿusr_***"
 
 
+def test_a_long_sms_in_the_query_is_taken(start, make_provider, database_url):
+    """1,000 characters of UCS-2 are 6 kB there; gunicorn's own limit is 4 kB."""
+    _, url = gunicorn(start, "http://127.0.0.1:1", database_url)
+    query = {"to": NUMBER, "text": "رمز " * 250, "id": "1"}
+    path = make_provider("kannel", format="kannel")
+    assert requests.get(f"{url}{path}", params=query, timeout=30).status_code == 200
+
+
 def test_what_gunicorn_does_not_understand_is_not_logged(
     start, make_provider, tmp_path, database_url
 ):

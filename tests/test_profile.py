@@ -86,6 +86,7 @@ def test_who_is_deactivated_is_logged_out(app, browser, user, columns):
 def test_key_rotation_logs_out(browser, user, flask):
     flask("users", "rotate-key", user.id)
     assert browser.get("/profile").headers["Location"] == "/login"
+    assert "You have been logged out." in browser.get("/login").text
 
 
 def test_logout_asks_and_then_forgets(browser):
@@ -404,6 +405,15 @@ def test_a_test_event_is_sent_signed_and_its_result_is_shown(app, browser, user,
     assert "Not delivered</strong>: answered 500" in shown_test(browser)
     assert "elivered</strong>" not in browser.get("/profile/edit?tested=99").text
     assert browser.get(f"/profile/edit?tested={'9' * 30}").status_code == 404
+
+
+def test_a_test_event_is_sent_while_other_webhooks_wait_for_their_turn(
+    app, browser, user, receiver
+):
+    change(app, user, webhook_url=receiver.url, webhook_failures=1)
+    with app.extensions["delivery"]["slots"].take(user.id, 1):
+        assert "Delivered" in shown_test(browser)
+    assert [body for _, body in receiver.received] == [b'{"event":"test","data":{}}']
 
 
 def test_what_is_sent_by_hand_is_throttled(app, browser, user, receiver):
