@@ -13,6 +13,7 @@ MISSING = {"mariadb": mariadb.missing, "galera": mariadb.galera_missing}
 
 
 @pytest.mark.torture
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("database", torture.DATABASES)
 def test_nothing_acknowledged_is_lost_when_processes_are_killed(database, capsys):
     """20 times kill -9, of the database server too: see torture.check() for what must hold."""
