@@ -439,18 +439,19 @@ def _judge_endpoint(user, outcome, now):
         # What waited for the circuit goes now
         _move(user, now, Delivery.last_result == "circuit_open")
         return
-    changes = {"webhook_failures": User.webhook_failures + 1}
-    failures = db.session.scalar(select(User.webhook_failures).where(User.id == user.id)) + 1
+    # Counted before it is read: the others who fail now wait for this row, and see it
+    if not db.session.execute(mine.values(webhook_failures=User.webhook_failures + 1)).rowcount:
+        return
+    failures = db.session.scalar(select(User.webhook_failures).where(User.id == user.id))
     if outcome.gone:
-        changes["webhook_disabled_at"] = now
+        db.session.execute(mine.values(webhook_disabled_at=now))
         event(log, "webhook_disabled", logging.WARNING, user_id=user.id)
     elif failures >= CIRCUIT_FAILURES:
         seconds = CIRCUIT_SECONDS * 2 ** min(failures - CIRCUIT_FAILURES, 10)
         until = now + timedelta(seconds=min(seconds, MAX_CIRCUIT_SECONDS))
-        changes["webhook_open_until"] = until
+        db.session.execute(mine.values(webhook_open_until=until))
         _move(user, until, Delivery.next_attempt_at < until, Delivery.attempts == 0)
         event(log, "webhook_circuit_open", logging.WARNING, user_id=user.id, failures=failures)
-    db.session.execute(mine.values(changes))
 
 
 def _move(user, to, *conditions):

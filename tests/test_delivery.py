@@ -473,7 +473,9 @@ def test_of_several_processes_one_probes_a_half_open_circuit(make_app, world):
 @pytest.mark.parametrize("answer", [500, 410, 204])
 def test_what_a_url_did_is_not_held_against_the_one_that_has_taken_its_place(world, answer):
     """The user changes the URL while the old one is being called."""
-    user = {"webhook_failures": 3, "webhook_open_until": None, "webhook_disabled_at": None}
+    user = {"webhook_failures": 4, "webhook_open_until": None, "webhook_disabled_at": None}
+    soon = utcnow() + seconds(20)
+    [waits] = world.add(next_attempt_at=soon)
 
     def change_it():
         world.change(User, webhook_url="http://127.0.0.1:1/new", **user)
@@ -484,6 +486,7 @@ def test_what_a_url_did_is_not_held_against_the_one_that_has_taken_its_place(wor
         world.sms()
     after = world.row(model=User)
     assert {name: getattr(after, name) for name in user} == user
+    assert world.row(waits).next_attempt_at == soon
 
 
 def test_what_is_sent_by_hand_goes_past_an_open_circuit_and_closes_it(world, flask):
