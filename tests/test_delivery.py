@@ -2,7 +2,9 @@
 
 import base64
 import gzip
+import hmac
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -14,6 +16,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from service.models import Attempt, Message, User, UserSummary, db, utcnow
 from service.secretbox import Unreadable, seal, unseal
 from tests.peers import raw_server
+from tests.test_ingest import SMS
 from tests.test_outbound import SLOW
 from tests.world import PATIENCE, holding, new_world, receiving, refusing
 
@@ -700,3 +703,49 @@ def test_purge_deletes_in_batches_what_is_old_and_ended(app, world):
     assert {row.id for row in world.rows(Message)} == {messages[name] for name in left}
     tried = {"young", "to be delivered"}
     assert {row.delivery_id for row in world.rows(Attempt)} == {ids[name] for name in tried}
+
+
+# --- signatures that we check -------------------------------------------------------------
+
+
+@on_sqlite
+@pytest.mark.parametrize(
+    ("late", "webhook_id", "status"),
+    [
+        (240, "msg_1", 200),
+        (-299, "msg_1", 200),
+        (300, "msg_1", 401),
+        (-420, "msg_1", 401),
+        (0, "", 401),  # without an id, which is signed too, it could be sent again and again
+        (-int("9" * 20), "msg_1", 401),
+        (None, "msg_1", 401),
+    ],
+)
+def test_a_signature_of_the_main_server_counts_for_five_minutes(
+    client, app, make_provider, late, webhook_id, status
+):
+    """... before and after its time, since clocks differ."""
+    key, body = base64.b64encode(b"k" * 32), json.dumps({"event": "otp_received", "data": SMS})
+    with app.app_context():
+        secret = seal(f"whsec_{key.decode()}")
+    ingest = make_provider(format="main-server", secret=secret)
+    timestamp = "9" * 5000 if late is None else str(int(time.time()) - late)
+    signed = f"{webhook_id}.{timestamp}.{body}".encode()
+    signature = base64.b64encode(hmac.digest(b"k" * 32, signed, "sha256")).decode()
+    headers = {
+        "webhook-id": webhook_id, "webhook-timestamp": timestamp,
+        "webhook-signature": f"v1,b2xk v1,{signature}",
+    }  # fmt: skip
+    assert client.post(ingest, data=body, headers=headers).status_code == status
+
+
+@on_sqlite
+def test_with_a_secret_that_is_none_no_signature_is_right(client, make_provider, app):
+    with app.app_context():
+        secret = seal("whsec_a")  # not base64
+    ingest = make_provider(format="main-server", secret=secret)
+    headers = {
+        "webhook-id": "m", "webhook-timestamp": str(int(time.time())), "webhook-signature": "v1,",
+    }  # fmt: skip
+    sent = client.post(ingest, json={"event": "otp_received", "data": SMS}, headers=headers)
+    assert sent.status_code == 401
