@@ -44,7 +44,7 @@ _THIS = _NUMBERS.c.id == bindparam("row_id")
 _FILL = update(_NUMBERS).where(_THIS, _NUMBERS.c.state != "assigned")
 _MARK_UNKNOWN = update(_NUMBERS).where(_THIS, _NUMBERS.c.state == "requested")
 _MARK_UNKNOWN = _MARK_UNKNOWN.values(state="unknown")
-_FORGET = delete(_NUMBERS).where(_THIS)
+_FORGET = delete(_NUMBERS).where(_THIS, _NUMBERS.c.state == "requested")
 _OPERATORS = select(_OPERATOR).where(_OPERATOR.c.id.in_(bindparam("ids", expanding=True)))
 
 
