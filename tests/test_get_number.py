@@ -813,14 +813,16 @@ def test_a_repeat_does_not_wait_for_ever(client, make_user, main_server, add, mo
 
     def sleep(seconds):
         passed[0] += max(seconds, 1)
-        assert passed[0] < 3600, "still waiting after an hour"
+        if passed[0] > 3600:
+            raise TimeoutError
 
     monkeypatch.setattr(time, "sleep", sleep)
     monkeypatch.setattr(time, "monotonic", lambda: now() + passed[0])
     response = client.get(f"/api/get-number/{user.key}?country_id=1", headers=KEYED)
     assert answer(response) == (500, "Unable to get number")
     assert not main_server.request_history
-    assert passed[0] >= 20, "gave up before the call under way could end"
+    # Long enough for the call under way, and no hour
+    assert 20 <= passed[0] < 3600
 
 
 @on_mariadb
