@@ -27,7 +27,6 @@ from service.models import (
     count,
     db,
     execute,
-    release,
     sha256,
     store,
     transact,
@@ -140,7 +139,6 @@ def _reserve(user, country_id, operator_id, idempotency_key):
             return row
         if time.monotonic() > give_up:
             raise UnableToGetNumber
-        release()
         time.sleep(0.05)
 
 
@@ -174,7 +172,7 @@ def _reserve_once(user, country_id, operator_id, key_hash):
         store(row)
     count(user.id, now, requests=1)  # also takes the lock of the user's row for the check below
     if user.daily_limit is not None:
-        used = _used(user, now, row.id)
+        used = _used(user, now)
         if used >= user.daily_limit:
             midnight = (now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
             wait = int((midnight - now).total_seconds()) + 1
@@ -182,8 +180,8 @@ def _reserve_once(user, country_id, operator_id, key_hash):
     return row, True
 
 
-def _used(user, now, except_id):
-    """Today's numbers, and the requests under way, this one not counted."""
+def _used(user, now):
+    """Today's numbers, and the requests under way, the caller's own not counted."""
     numbers = select(UserSummary.numbers).where(
         UserSummary.user_id == user.id, UserSummary.day == now.date()
     )
@@ -192,9 +190,7 @@ def _used(user, now, except_id):
         PhoneNumber.state == "requested",
         PhoneNumber.requested_at > now - _request_lease(),
     )
-    with db.session.no_autoflush:
-        mine = 1 if except_id is not None else 0
-        return (db.session.scalar(numbers) or 0) + db.session.scalar(asking) - mine
+    return (db.session.scalar(numbers) or 0) + db.session.scalar(asking) - 1
 
 
 def _give_up(row, error, told):

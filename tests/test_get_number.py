@@ -10,7 +10,7 @@ from datetime import timedelta
 import pytest
 import requests
 from flask import Flask, request
-from sqlalchemy import event, func, insert, select, text, update
+from sqlalchemy import func, insert, select, text, update
 
 from service.models import (
     Operator,
@@ -24,6 +24,7 @@ from service.models import (
 )
 from tests.conftest import MAIN, SYSTEM_KEY
 from tests.databases import on_mariadb
+from tests.meanwhile import in_background, statements
 from tests.peers import raw_server, sandbox, serving
 
 # For what does not depend on the database's engine
@@ -107,42 +108,6 @@ def under_way(user, age, key=None, **columns):
     return PhoneNumber(
         user_id=user.id, idempotency_hash=hashed, requested_at=utcnow() - age, **columns
     )
-
-
-@contextlib.contextmanager
-def statements(app, part):
-    """Gives a function that waits until so many more SQL statements with `part` have begun."""
-    begun = threading.Semaphore(0)
-
-    def note(_connection, _cursor, statement, *_):
-        if part in statement:
-            begun.release()
-
-    def wait(n=1):
-        for _ in range(n):
-            assert begun.acquire(timeout=60)
-
-    with app.app_context():
-        engine = db.engine
-    event.listen(engine, "before_cursor_execute", note)
-    try:
-        yield wait
-    finally:
-        event.remove(engine, "before_cursor_execute", note)
-
-
-def in_background(call):
-    """Start `call` in a thread, as another request would run; gives a function that waits for
-    its result."""
-    results = []
-    thread = threading.Thread(target=lambda: results.append(call()), daemon=True)
-    thread.start()
-
-    def result():
-        thread.join()
-        return results[0]
-
-    return result
 
 
 def asked(main_server):

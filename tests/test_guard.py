@@ -1,11 +1,17 @@
 """Where webhooks may not reach (SSRF): every spelling, and names that change their mind."""
 
+import contextlib
+import re
 import socket
+import threading
 
 import pytest
 
 from service import guard, outbound
 from tests.peers import raw_server
+
+# No rule here depends on the database's engine
+pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 FORBIDDEN_TEXT = """
 http://127.0.0.1 http://127.0.0.1:80 http://127.1 http://127.0.1 http://127.255.255.254
@@ -25,6 +31,9 @@ http://[fd12:3456::1] http://[fe80::1] http://[fe80::1%25lo] http://[fec0::1] ht
 http://user:pass@8.8.8.8 http://user@8.8.8.8 http://8.8.8.8@127.0.0.1 http://8.8.8.8:99999
 http://8.8.8.8:0 ftp://8.8.8.8 file:///etc/passwd gopher://8.8.8.8 http:// http:///x //8.8.8.8
 http://[8.8.8.8 http://localhost javascript:alert(1)
+http://192.88.99.0 http://192.88.99.255 http://223.255.255.256 http://[::ffff:168.63.129.16]
+http://[::ffff:192.88.99.1] http://[1fff::1] http://[4000::1] http://[2001:1ff:ffff::1]
+http://[2001:db8:ffff:ffff::1] http://[2002:ffff:ffff::1] http://[3fff:fff:ffff::1]
 """
 FORBIDDEN = [
     *FORBIDDEN_TEXT.split(),
@@ -39,6 +48,9 @@ http://8.8.8.8 https://8.8.8.8/hook https://1.1.1.1:8443/a?b=c#d http://0x080808
 https://[2606:4700:4700::1111] https://[2001:4860:4860::8888]:443/x http://93.184.216.34
 https://172.15.255.255 https://172.32.0.1 https://192.167.1.1 https://11.0.0.1
 https://[::ffff:8.8.8.8]/ https://223.255.255.255
+https://192.88.98.255 https://192.88.100.0 https://168.63.129.15 https://168.63.129.17
+https://[2000::1] https://[2001:200::1] https://[2001:db7:ffff::1] https://[2001:db9::1]
+https://[2003::1] https://[2001:ffff:ffff::1] https://[3ffe:ffff::1] https://[3fff:1000::1]
 """
 ALLOWED = ALLOWED_TEXT.split()
 
@@ -59,6 +71,8 @@ def names(monkeypatch):
         if host not in table:
             return real(host, port, *args, **kwargs)
         answers = table[host].pop(0) if len(table[host]) > 1 else table[host][0]
+        if isinstance(answers, Exception):
+            raise answers
         family = {True: socket.AF_INET6, False: socket.AF_INET}
         return [(family[":" in a], socket.SOCK_STREAM, 6, "", (a, port)) for a in answers]
 
@@ -73,7 +87,7 @@ def post(url):
         )
 
 
-def test_there_are_enough_spellings():
+def test_there_are_enough_spellings(database_url):
     assert len(set(FORBIDDEN)) >= 60
     assert len(set(ALLOWED)) >= 10
 
@@ -108,6 +122,74 @@ def test_https_is_required_by_default(make_app):
             guard.check_url("http://8.8.8.8/")
 
 
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        ("http://[8.8.8.8/", "is not a valid one"),
+        ("https://8.8.8.8:99999/", "is not a valid one"),
+        ("https://8.8.8.8:0/", "is not a valid one"),
+        ("https://8.8.8.8/a b", "is not a valid one"),
+        ("https://8.8.8.8/a\tb", "is not a valid one"),
+        ("https://8.8.8.8/a\x00b", "is not a valid one"),
+        ("https://8.8.8.8/a\x7fb", "is not a valid one"),
+        ("https://8.8.8.8/a\u2028b", "is not a valid one"),
+        ("https://8.8.8.8/a\\b", "is not a valid one"),
+        ("", "must begin with https:// and name a host"),
+        ("//8.8.8.8/", "must begin with https:// and name a host"),
+        ("ftp://8.8.8.8/", "must begin with https:// and name a host"),
+        ("https:///hook", "must begin with https:// and name a host"),
+        ("http://8.8.8.8/", "must begin with https://"),
+        ("https://user@8.8.8.8/", "must hold no user name or password"),
+        ("https://:password@8.8.8.8/", "must hold no user name or password"),
+        ("https://@8.8.8.8/", "must hold no user name or password"),
+        ("https://8.8.8.8/".ljust(2049, "x"), "is longer than 2,048 characters"),
+        ("https://unknown.test/", "names a host that cannot be found"),
+        ("https://private.test/", "names a host that is not on the public internet"),
+        ("https://8.8.8.8/".ljust(2048, "x"), None),
+        ("https://8.8.8.8:65535/", None),
+        ("https://public.test/", None),
+    ],
+)
+def test_a_refusal_says_what_is_wrong_with_the_url(make_app, names, url, sentence):
+    names["private.test"] = [["10.0.0.1"]]
+    names["public.test"] = [["8.8.8.8"]]
+    names["unknown.test"] = [socket.gaierror(socket.EAI_NONAME, "unknown")]
+    app = make_app(WEBHOOK_REQUIRE_HTTPS="", WEBHOOK_ALLOWED_NETWORKS="")
+    with app.app_context(), contextlib.ExitStack() as expected:
+        if sentence:
+            whole = f"^{re.escape(sentence)}$"
+            expected.enter_context(pytest.raises(guard.ForbiddenUrl, match=whole))
+        guard.check_url(url)
+
+
+def test_a_url_whose_name_server_does_not_answer_cannot_be_saved(public, monkeypatch):
+    asleep = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: asleep.wait(300) and [])
+    try:
+        with pytest.raises(guard.ForbiddenUrl, match="cannot be found"):
+            guard.check_url("https://slow.test/")
+    finally:
+        asleep.set()
+
+
+@pytest.mark.parametrize(
+    ("address", "allowed"),
+    [
+        ("10.1.255.255", True),
+        ("10.2.0.0", False),
+        ("::ffff:10.1.0.1", True),
+        ("::ffff:10.2.0.1", False),
+        ("fd00::1", True),
+        ("fe00::1", False),
+        ("8.8.8.8", True),
+        ("2606:4700::1111", True),
+    ],
+)
+def test_allowed_networks_are_added_to_the_public_ones(make_app, address, allowed):
+    with make_app(WEBHOOK_ALLOWED_NETWORKS="10.1.0.0/16, fc00::/7").app_context():
+        assert guard.may_dial(address) == allowed
+
+
 def test_a_name_that_turns_private_after_the_check_is_refused(public, names):
     """DNS rebinding: what counts is the address that is dialled."""
     names["rebind.test"] = [["93.184.216.34"], ["127.0.0.1"]]
@@ -117,7 +199,7 @@ def test_a_name_that_turns_private_after_the_check_is_refused(public, names):
     assert failed.value.kind == "forbidden"
 
 
-@pytest.mark.parametrize("hidden", ["127.0.0.1", "::1", "fe80::1", "10.0.0.1"])
+@pytest.mark.parametrize("hidden", ["127.0.0.1", "::1", "fe80::1", "::ffff:10.0.0.1"])
 def test_one_private_answer_among_public_ones_is_refused(public, names, hidden):
     names["mixed.test"] = [["93.184.216.34", hidden]]
     with pytest.raises(guard.ForbiddenUrl):

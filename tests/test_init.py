@@ -1,14 +1,21 @@
 """GET /api/init/{api_key}."""
 
+import json
 import threading
+import time
 from urllib.parse import quote
 
 import pytest
 import requests
+from flask import Flask
 
 from service.sandbox import create_sandbox
 from tests.conftest import MAIN, SYSTEM_KEY
+from tests.meanwhile import in_background, statements
 from tests.peers import serving
+
+# For what does not depend on the database's engine
+on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 URL = f"{MAIN}/api/init/{SYSTEM_KEY}"
 DATA = {
@@ -91,7 +98,9 @@ def test_500_when_the_system_is_not_configured(make_app, name):
         {"json": {"status": "success", "data": {"countries": [1], "operators": []}}},
         {"json": {"status": "success", "data": {"countries": [{"id": "1"}], "operators": []}}},
         {"status_code": 502, "text": "<html>Bad gateway</html>"},
+        {"status_code": 201, "json": {"status": "success", "data": DATA}},
         {"status_code": 204},
+        {"status_code": 503, "json": {"status": "error", "message": ["a", "list"]}},
     ],
 )
 def test_500_when_the_answer_is_not_the_contract(client, make_user, requests_mock, answer):
@@ -109,6 +118,34 @@ def test_a_main_servers_error_keeps_its_status_and_message(
     assert (response.status_code, response.json) == (status, error("Reason for ***"))
 
 
+@on_sqlite
+def test_a_main_servers_message_is_cut_at_500_characters(client, make_user, requests_mock):
+    """Once the key in it is masked, since a cut one would not be found."""
+    message = "x" * 490 + SYSTEM_KEY + "y" * 1000
+    requests_mock.get(URL, status_code=503, json=error(message))
+    response = client.get(f"/api/init/{make_user().key}")
+    assert response.json == error("x" * 490 + "***" + "y" * 7)
+
+
+@on_sqlite
+@pytest.mark.parametrize(("size", "status"), [(8 * 2**20, 200), (8 * 2**20 + 1, 500)])
+def test_an_answer_of_up_to_8_mb_is_read(client, make_user, requests_mock, size, status):
+    body = json.dumps({"status": "success", "data": DATA}).encode()
+    requests_mock.get(URL, content=body.ljust(size))
+    assert client.get(f"/api/init/{make_user().key}").status_code == status
+
+
+@on_sqlite
+def test_the_answer_is_cached_for_a_minute(client, make_user, requests_mock, monkeypatch):
+    requests_mock.get(URL, json={"status": "success", "data": DATA})
+    path, passed, now = f"/api/init/{make_user().key}", [0], time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: now() + passed[0])
+    for seconds, calls in [(0, 1), (50, 1), (9, 1), (2, 2), (50, 2), (11, 3)]:
+        passed[0] += seconds
+        assert client.get(path).json["data"] == DATA
+        assert requests_mock.call_count == calls
+
+
 def test_the_answer_is_cached_and_an_error_is_not(client, make_user, requests_mock):
     requests_mock.get(URL, [{"status_code": 503}, {"json": {"status": "success", "data": DATA}}])
     path = f"/api/init/{make_user().key}"
@@ -123,29 +160,32 @@ def test_init_cache_seconds_0_asks_every_time(make_app, make_user, requests_mock
     assert requests_mock.call_count == 3
 
 
-def test_concurrent_misses_make_one_upstream_call(app, make_user, requests_mock):
-    go, asked = threading.Event(), []
+@on_sqlite
+@pytest.mark.parametrize("status", [200, 503])
+def test_concurrent_misses_make_one_upstream_call(make_app, make_user, status):
+    """All of them get its answer, or its error; after an error the next call asks again."""
+    asked, asked_again, go = [], threading.Event(), threading.Event()
+    main = Flask("main")
 
-    def answer(request, context):
-        asked.append(request)
-        go.wait(30)
-        return {"status": "success", "data": DATA}
+    @main.get("/api/init/<key>")
+    def init(key):
+        if asked:
+            asked_again.set()
+        asked.append(key)
+        assert go.wait(60)
+        return ({"status": "success", "data": DATA}, 200) if status == 200 else (error("no"), 503)
 
-    requests_mock.get(URL, json=answer)
-    key, statuses = make_user().key, []
-
-    def call():
-        statuses.append(app.test_client().get(f"/api/init/{key}").status_code)
-
-    threads = [threading.Thread(target=call) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    while not asked:
-        threads[0].join(0.01)
-    go.set()
-    for thread in threads:
-        thread.join()
-    assert (statuses, len(asked)) == ([200] * 8, 1)
+    with serving(main) as url:
+        app, path = make_app(MAIN_SERVER_URL=url), f"/api/init/{make_user().key}"
+        with statements(app, "FROM users") as wait_for:
+            results = [in_background(lambda: app.test_client().get(path)) for _ in range(8)]
+            wait_for(8)  # all have shown their key, and want the lists next
+        asked_again.wait(0.3)
+        go.set()
+        assert [result().status_code for result in results] == [status] * 8
+        assert len(asked) == 1
+        app.test_client().get(path)
+    assert len(asked) == (1 if status == 200 else 2)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,44 @@
+"""What happens at the same time: other calls, and the statements that show how far they are."""
+
+import contextlib
+import threading
+
+from sqlalchemy import event
+
+from service.models import db
+
+
+def in_background(call):
+    """Start `call` in a thread, as another request would run; gives a function that waits for
+    its result."""
+    results = []
+    thread = threading.Thread(target=lambda: results.append(call()), daemon=True)
+    thread.start()
+
+    def result():
+        thread.join()
+        return results[0]
+
+    return result
+
+
+@contextlib.contextmanager
+def statements(app, part):
+    """Gives a function that waits until so many more SQL statements with `part` have begun."""
+    begun = threading.Semaphore(0)
+
+    def note(_connection, _cursor, statement, *_):
+        if part in statement:
+            begun.release()
+
+    def wait(n=1):
+        for _ in range(n):
+            assert begun.acquire(timeout=60)
+
+    with app.app_context():
+        engine = db.engine
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        yield wait
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
