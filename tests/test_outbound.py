@@ -171,9 +171,16 @@ def test_the_deadline_holds_on_a_connection_that_is_used_again(session):
 
 
 def test_a_deadline_is_kept_while_a_later_one_is_waited_for(session):
-    with raw_server(silence) as slow, raw_server(header_drip) as url:
+    begun = threading.Event()
+
+    def silent(connection, stopped):
+        begun.set()
+        stopped.wait()
+
+    with raw_server(silent) as slow, raw_server(header_drip) as url:
         waiting = threading.Thread(target=failure, args=(session, slow), kwargs={"seconds": 900})
         waiting.start()
+        assert begun.wait(60)
         with outbound.new_session() as other:
             # One that ends in between, as most do
             assert failure(other, "http://127.0.0.1:1/", seconds=600)[0] == "connect"
