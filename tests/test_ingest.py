@@ -1,5 +1,6 @@
 """POST /api/ingest/{ingest_key}, and the webhook that it fires."""
 
+import base64
 import io
 import json
 import threading
@@ -14,22 +15,42 @@ from service.models import (
     Message,
     PhoneNumber,
     SystemSummary,
+    User,
     UserSummary,
     db,
     transact,
     utcnow,
 )
-from service.webhooks import new_secret, sign
+from service.secretbox import seal
+from service.webhooks import sign
 from tests.conftest import SYSTEM_KEY
 from tests.fixtures import NUMBER
 from tests.peers import raw_server
 
 SMS = {"phone_number": f"+{NUMBER}", "sms_text": "Your code is 123456"}
+DAY = timedelta(days=1)
+# For what no database has a part in
+on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+def new_secret():
+    """A signing secret as Standard Webhooks writes them, other than the one before."""
+    new_secret.made += 1
+    return "whsec_" + base64.b64encode(b"%032d" % new_secret.made).decode()
+
+
+new_secret.made = 0
 
 
 def messages(app):
     with app.app_context():
         return db.session.scalars(select(Message).order_by(Message.id)).all()
+
+
+def change(app, model, id, **values):
+    with app.app_context():
+        row = db.session.get(model, id)
+        transact(lambda: [setattr(row, name, value) for name, value in values.items()])
 
 
 def totals(app, model, *names):
@@ -126,6 +147,7 @@ def test_generic_takes_json_form_and_query(client, make_user, make_provider, ass
         (SMS | {"received_at": "999999999999"}, "received_at"),
     ],
 )
+@on_sqlite
 def test_malformed_is_400_names_the_field_and_stores_nothing(
     app, client, make_provider, fields, field
 ):
@@ -145,17 +167,20 @@ def test_a_form_leaves_what_it_does_not_know_empty(app, client, make_provider):
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"\xff"])
+@on_sqlite
 def test_malformed_json_is_400(client, make_provider, body):
     response = client.post(make_provider(), data=body, content_type="application/json")
     assert (response.status_code, response.json["status"]) == (400, "error")
 
 
+@on_sqlite
 def test_a_huge_body_is_413(client, make_provider):
     response = client.post(make_provider(), json=SMS | {"sms_text": "x" * 300_000})
     assert (response.status_code, response.json["status"]) == (413, "error")
 
 
 @pytest.mark.parametrize("format", ["kannel", "generic", "twilio"])
+@on_sqlite
 def test_a_huge_body_that_does_not_tell_its_length_is_413_too(app, client, make_provider, format):
     """Nothing is stored of an SMS whose rest was cut off."""
     body = b"to=12025550123&text=code+123456" + b"y" * 300_000
@@ -186,6 +211,31 @@ def test_unknown_number_is_stored_as_unmatched(app, client, make_provider):
     assert (data["matched"], data["webhook"]) == (False, "none")
     assert [(m.user_id, m.sms_text) for m in messages(app)] == [(None, SMS["sms_text"])]
     assert totals(app, SystemSummary, "sms", "unmatched") == (1, 1)
+
+
+def test_an_sms_counts_as_an_otp_only_with_a_code_and_a_duplicate_not_at_all(
+    app, client, make_user, make_provider, assign
+):
+    assign(make_user().id)
+    path = make_provider()
+    for to in (NUMBER, "12025550199"):
+        for text in ("Your code is 123456", "Hello", "Hello"):
+            client.post(path, json={"to": to, "text": text})
+    assert totals(app, UserSummary, "sms", "otps") == (2, 1)
+    assert totals(app, SystemSummary, "sms", "otps", "unmatched") == (4, 2, 2)
+
+
+def test_a_numbers_first_sms_is_noted_once(app, client, make_user, make_provider, assign):
+    """A code or not: numbers that never got an SMS show misuse."""
+    row, other = assign(make_user().id), assign(make_user().id, "12025550199")
+    path = make_provider()
+    for n in range(2):
+        assert client.post(path, json=SMS | {"sms_text": f"Hello {n}"}).status_code == 200
+    with app.app_context():
+        first, second = db.session.scalars(select(Message).order_by(Message.id)).all()
+        assert db.session.get(PhoneNumber, row).first_sms_at == first.received_at
+        assert second.received_at > first.received_at
+        assert db.session.get(PhoneNumber, other).first_sms_at is None
 
 
 def test_half_a_surrogate_pair_is_stored_not_refused(app, client, make_provider):
@@ -219,27 +269,64 @@ def test_same_provider_and_id_is_a_duplicate(client, make_user, make_provider, a
     assert not client.post(other, json=SMS | {"id": "m1"}).json["data"]["duplicate"]
 
 
+def test_with_an_id_it_is_a_duplicate_for_ever(app, client, make_provider):
+    path = make_provider()
+    first = client.post(path, json=SMS | {"id": "m1"}).json["data"]
+    change(app, Message, first["id"], created_at=utcnow() - timedelta(days=400))
+    for _ in range(2):
+        again = client.post(path, json=SMS | {"id": "m1"}).json["data"]
+        assert again == first | {"duplicate": True}
+
+
+def test_without_an_id_another_text_or_number_is_another_sms(client, make_provider):
+    path = make_provider()
+    for fields in ({}, {"sms_text": "Other"}, {"phone_number": f"{NUMBER}0"}):
+        assert not client.post(path, json=SMS | fields).json["data"]["duplicate"]
+
+
 def test_without_an_id_the_same_text_within_10_minutes_is_a_duplicate(app, client, make_provider):
     path = make_provider()
     first = client.post(path, json=SMS).json["data"]
     assert client.post(path, json=SMS).json["data"] == first | {"duplicate": True}
-    assert not client.post(path, json=SMS | {"sms_text": "Other"}).json["data"]["duplicate"]
-    with app.app_context():
-        old = utcnow() - timedelta(minutes=10, seconds=1)
-        transact(lambda: setattr(db.session.get(Message, first["id"]), "created_at", old))
+    inside = utcnow() - timedelta(minutes=8)  # two minutes are left for this test to run
+    change(app, Message, first["id"], created_at=inside)
+    assert client.post(path, json=SMS).json["data"] == first | {"duplicate": True}
+    outside = utcnow() - timedelta(minutes=10, milliseconds=1)
+    change(app, Message, first["id"], created_at=outside)
     third = client.post(path, json=SMS).json["data"]
     assert not third["duplicate"]
     assert client.post(path, json=SMS).json["data"] == third | {"duplicate": True}
 
 
-@pytest.mark.parametrize("id", [{"id": "m1"}, {}])
-def test_one_sms_at_once_from_8_threads_is_stored_once(
-    app, make_user, make_provider, assign, receiver, id
+@pytest.mark.parametrize("state", ["pending", "delivered", "dead"])
+def test_a_duplicate_tells_what_became_of_the_first_ones_webhook(
+    app, client, make_user, make_provider, assign, receiver, state
 ):
     assign(make_user(webhook_url=receiver.url).id)
+    receiver.answers = [500]
+    path = make_provider()
+    assert client.post(path, json=SMS).json["data"]["webhook"] == "pending"
+    change(app, Delivery, 1, state=state)
+    data = client.post(path, json=SMS).json["data"]
+    assert data["duplicate"]
+    assert data["webhook"] == ("none" if state == "dead" else state)
+    assert len(receiver.received) == 1
+
+
+@pytest.mark.parametrize("kind", ["with an id", "without one", "after 10 minutes"])
+def test_one_sms_at_once_from_8_threads_is_stored_once(
+    app, client, make_user, make_provider, assign, receiver, kind
+):
     path, answers = make_provider(), []
+    if kind == "after 10 minutes":  # all of them find the old one in their way
+        old = client.post(path, json=SMS).json["data"]["id"]
+        change(app, Message, old, created_at=utcnow() - timedelta(minutes=11))
+    assign(make_user(webhook_url=receiver.url).id)
+    before, id = len(messages(app)), {"id": "m1"} if kind == "with an id" else {}
+    together = threading.Barrier(8)
 
     def call():
+        together.wait()
         answers.append(app.test_client().post(path, json=SMS | id).json["data"])
 
     threads = [threading.Thread(target=call) for _ in range(8)]
@@ -248,7 +335,8 @@ def test_one_sms_at_once_from_8_threads_is_stored_once(
     for thread in threads:
         thread.join()
     assert sorted(a["duplicate"] for a in answers) == [False] + [True] * 7
-    assert len(messages(app)) == len(receiver.received) == 1
+    assert len({a["id"] for a in answers}) == 1
+    assert len(messages(app)) - before == len(receiver.received) == 1
 
 
 # --- whose it is --------------------------------------------------------------------------
@@ -298,6 +386,31 @@ def test_a_time_in_whole_seconds_means_that_second(
     assert message.received_at.microsecond in (0, 500_000)  # kept as it was told
 
 
+def test_a_time_to_come_is_stored_as_now(app, client, make_user, make_provider, assign):
+    """A gateway's clock may be ahead; a user is never told of an SMS of tomorrow."""
+    row, path = assign(make_user().id), make_provider()
+    ahead = (utcnow() + DAY).isoformat()
+    asked = utcnow()
+    client.post(path, json=SMS | {"received_at": ahead})
+    [message] = messages(app)
+    assert asked <= message.received_at <= message.created_at <= utcnow()
+    with app.app_context():
+        assert db.session.get(PhoneNumber, row).first_sms_at == message.received_at
+
+
+def test_without_a_time_it_was_received_now(app, client, make_provider):
+    asked = utcnow()
+    client.post(make_provider(), json=SMS)
+    assert asked <= messages(app)[0].received_at <= utcnow()
+
+
+def test_a_number_that_was_never_granted_is_nobodys(app, client, make_user, make_provider, assign):
+    for state in ("requested", "unknown"):
+        row = assign(make_user().id)
+        change(app, PhoneNumber, row, state=state)
+    assert client.post(make_provider(), json=SMS).json["data"]["matched"] is False
+
+
 def test_matching_is_exact(app, client, make_user, make_provider, assign):
     assign(make_user().id)
     for number in (NUMBER[1:], NUMBER + "0", "0" + NUMBER):
@@ -324,11 +437,52 @@ def test_main_server_posts_under_the_system_key(app, client, make_user, assign, 
     assert json.loads(receiver.received[0][1])["data"]["provider"] == "carrier"
 
 
+def test_the_main_servers_webhook_id_tells_its_sms_apart(app, client):
+    """The same text under a new id is another SMS; a message_id in the body is no id."""
+
+    def post(**headers):
+        body = envelope(message_id="same", sms_text="Your code is 123456")
+        answer = client.post(f"/api/ingest/{SYSTEM_KEY}", json=body, headers=headers)
+        return answer.json["data"]["duplicate"]
+
+    ids = ({"webhook-id": "1"}, {"webhook-id": "2"}, {"webhook-id": "1"}, {}, {"webhook-id": ""})
+    assert [post(**headers) for headers in ids] == [False, False, True, False, True]
+    other = client.post(f"/api/ingest/{SYSTEM_KEY}", json=envelope(message_id="same", sms_text="B"))
+    assert not other.json["data"]["duplicate"]
+
+
+def test_an_id_of_a_provider_is_not_one_of_the_main_servers(client, make_provider):
+    own = make_provider(format="main-server")
+    call = {"json": envelope(), "headers": {"webhook-id": "1"}}
+    for path in (own, f"/api/ingest/{SYSTEM_KEY}"):
+        assert not client.post(path, **call).json["data"]["duplicate"]
+
+
+def test_what_the_main_server_tells_of_an_sms_is_kept(app, client, make_user, assign):
+    """Its time, and the name of its provider where it gives one."""
+    assign(make_user().id, ago=timedelta(days=9000))
+    at = "2026-01-02T03:04:05.678000+00:00"
+    for provider in ("carrier", None):
+        body = envelope(received_at=at, provider=provider, sms_text=f"{provider} 123456")
+        assert client.post(f"/api/ingest/{SYSTEM_KEY}", json=body).status_code == 200
+    found = [(m.provider, m.received_at.isoformat()) for m in messages(app)]
+    assert found == [("carrier", at), ("main-server", at)]
+
+
+@on_sqlite
+@pytest.mark.parametrize("length", [64, 65])
+def test_a_providers_name_has_at_most_64_characters(client, length):
+    answer = client.post(f"/api/ingest/{SYSTEM_KEY}", json=envelope(provider="p" * length))
+    assert answer.status_code == (200 if length == 64 else 400)
+
+
+@on_sqlite
 @pytest.mark.parametrize("body", [{}, {"event": "x", "data": SMS}, {"event": "otp_received"}])
 def test_main_server_body_that_is_not_otp_received_is_400(client, body):
     assert client.post(f"/api/ingest/{SYSTEM_KEY}", json=body).status_code == 400
 
 
+@on_sqlite
 def test_main_server_signature_is_required_when_there_is_a_secret(app, make_app):
     secret = new_secret()
     client = make_app(MAIN_SERVER_WEBHOOK_SECRET=secret).test_client()
@@ -375,6 +529,41 @@ def test_an_answer_that_is_not_2xx_leaves_the_delivery_pending(
         )
         assert delivery.next_attempt_at > utcnow()
     assert totals(app, UserSummary, "otps", "webhooks_delivered") == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("columns", "webhook", "state", "result"),
+    [
+        ({"webhook_disabled_at": utcnow()}, "none", "dead", "disabled"),
+        ({"webhook_open_until": utcnow() + DAY}, "pending", "pending", "circuit_open"),
+        ({"webhook_open_until": utcnow()}, "delivered", "delivered", "200"),
+    ],
+)
+def test_an_endpoint_that_nothing_is_to_be_sent_to_is_not_called(
+    app, client, make_user, make_provider, assign, receiver, columns, webhook, state, result
+):
+    assign(make_user(webhook_url=receiver.url, **columns).id)
+    receiver.answers = [200]
+    assert client.post(make_provider(), json=SMS).json["data"]["webhook"] == webhook
+    sent = state == "delivered"
+    assert len(receiver.received) == sent
+    with app.app_context():
+        row = db.session.scalar(select(Delivery))
+        assert (row.state, row.last_result, row.attempts) == (state, result, sent)
+
+
+def test_an_error_that_nobody_foresaw_in_the_sending_does_not_cost_the_sms(
+    app, client, make_user, make_provider, assign, receiver
+):
+    """It is stored, so it is answered 200: here with a secret that cannot sign."""
+    user = make_user(webhook_url=receiver.url)
+    assign(user.id)
+    with app.app_context():
+        broken = seal("whsec_x")  # no base64
+    change(app, User, user.id, webhook_secret=broken)
+    answer = client.post(make_provider(), json=SMS)
+    assert (answer.status_code, answer.json["data"]["webhook"]) == (200, "pending")
+    assert len(messages(app)) == 1
 
 
 def test_a_dead_receiver_loses_nothing(app, client, make_user, make_provider, assign):
