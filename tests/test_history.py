@@ -1,17 +1,30 @@
 """GET /api/numbers, /api/messages, /api/summary and /healthz: what users read back."""
 
+import contextlib
+import re
 import threading
 import time
+from collections import Counter
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import insert, text
+from sqlalchemy import event, insert, select, text
 
-from service import history
-from service.models import Message, PhoneNumber, User, count, db, transact, utcnow
+from service.models import (
+    Attempt,
+    Delivery,
+    Message,
+    PhoneNumber,
+    User,
+    count,
+    db,
+    transact,
+    utcnow,
+)
 from tests.conftest import SYSTEM_KEY
 from tests.databases import on_mariadb
 from tests.fixtures import NUMBER
+from tests.test_ingest import change, on_sqlite
 
 OTHER = "12025550124"
 
@@ -46,6 +59,27 @@ def test_numbers_are_listed_newest_first_in_pages(client, make_user, assign):
     page = read(client, "numbers", ann, limit=2, before=ids[3])
     assert [row["id"] for row in page] == [ids[2], ids[1]]
     assert read(client, "numbers", ann, before=ids[0]) == []
+
+
+def test_lists_have_50_rows_unless_told_otherwise_and_200_at_most(app, client, make_user, assign):
+    user = make_user()
+    columns = {
+        "user_id": user.id, "state": "assigned", "country_id": 1, "assigned_at": utcnow(),
+        "requested_at": utcnow(),
+    }  # fmt: skip
+    sms = {"user_id": user.id, "provider": "gw", "sms_text": "x", "received_at": utcnow()}
+    with app.app_context(), db.engine.begin() as connection:
+        digits = [{"digits": f"1202555{n:04}"} for n in range(201)]
+        connection.execute(insert(PhoneNumber), [columns | row for row in digits])
+        connection.execute(insert(Message), [sms | row for row in digits])
+    for call in ("numbers", "messages"):
+        assert len(read(client, call, user)) == 50
+        assert len(read(client, call, user, limit=200)) == 200
+        assert len(read(client, call, user, limit=1)) == 1
+    newest = read(client, "messages", user)
+    assert [row["id"] for row in newest] == list(range(152, 202))
+    after = read(client, "messages", user, after=0)
+    assert [row["id"] for row in after] == list(range(1, 51))
 
 
 def test_a_number_that_is_only_asked_for_is_not_listed(app, client, make_user):
@@ -104,64 +138,182 @@ def test_an_sms_for_a_later_holder_is_not_the_earlier_ones(client, make_user, as
     assert len(read(client, "messages", ben)) == 1
 
 
-def waiting(app):
-    return app.extensions["waiting"]._busy["all"]
+@pytest.mark.parametrize("own", [True, False])
+def test_digits_are_a_whole_number_before_they_are_a_national_one(
+    client, make_user, assign, sms, own
+):
+    """The user holds both; of somebody else's whole number they know nothing."""
+    user, other = make_user(), make_user(name="Ben")
+    row = assign(user.id)
+    assign(user.id if own else other.id, "2025550123")
+    change(client.application, PhoneNumber, row, phone_code="1")
+    national, whole = sms("code 123456"), sms("code 654321", "2025550123")
+    rows = read(client, "messages", user, phone_number="2025550123")
+    assert [row["id"] for row in rows] == [whole if own else national]
 
 
-def test_wait_answers_as_soon_as_there_is_one(app, client, make_user, assign, sms):
-    user = make_user()
+def test_a_national_form_is_that_of_the_users_own_numbers(client, make_user, assign, sms):
+    """Not as somebody else got it, nor of a row that never became a number."""
+    user, other = make_user(), make_user(name="Ben")
+    theirs = assign(other.id, ago=timedelta(hours=2))
+    unknown = assign(user.id, ago=timedelta(hours=2))
+    change(client.application, PhoneNumber, theirs, phone_code="1")
+    change(client.application, PhoneNumber, unknown, phone_code="1", state="unknown")
     assign(user.id)
-    got = []
-    thread = threading.Thread(
-        target=lambda: got.extend(read(app.test_client(), "messages", user, wait=25))
-    )
-    thread.start()
-    while not waiting(app) and thread.is_alive():
-        time.sleep(0.01)
-    sent = sms("code 123456")
-    thread.join()
-    assert [row["id"] for row in got] == [sent]
+    wanted = sms("code 123456")
+    assert read(client, "messages", user, phone_number="2025550123") == []
+    rows = read(client, "messages", user, phone_number=NUMBER)
+    assert [row["id"] for row in rows] == [wanted]
 
 
-def test_wait_ends_with_the_empty_list(client, make_user):
-    assert read(client, "messages", make_user(), wait=1) == []
+# --- wait ---------------------------------------------------------------------------------
 
 
-def test_waiters_hold_neither_connections_nor_every_thread(make_app, make_user, monkeypatch):
-    """Of 8 threads 4 wait, 2 of them for one user; all others are answered at once."""
-    app, users = make_app(THREADS=8), [make_user(name=name) for name in ("Ann", "Ben", "Cem")]
-    go_on, at_rest, answered = threading.Event(), threading.Semaphore(0), threading.Semaphore(0)
+class Waiters:
+    """Calls of /api/messages in threads of their own, which wait or have been answered."""
 
-    def rest(seconds):
-        at_rest.release()
-        go_on.wait(60)
+    def __init__(self, app):
+        self.app, self.threads, self.answers = app, [], {}
+        self.reads, self.changed = Counter(), threading.Condition()
+        with app.app_context():
+            engine = db.engine
+        event.listen(engine, "after_cursor_execute", self._note)
 
-    monkeypatch.setattr(history.time, "sleep", rest)
+    def _note(self, _connection, _cursor, statement, *_):
+        if "FROM messages" in statement:
+            with self.changed:
+                self.reads[threading.current_thread()] += 1
+                self.changed.notify_all()
 
-    def wait(user):
-        read(app.test_client(), "messages", user, wait=1)
-        answered.release()
+    def call(self, user, **query):
+        """Start a call; gives its thread."""
 
-    threads = [threading.Thread(target=wait, args=(user,)) for user in users for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for _ in range(4):
-        assert at_rest.acquire(timeout=60)
-    for _ in range(20):
-        assert answered.acquire(timeout=60)
-    # Everybody else has been answered: what is checked out now is held by those who wait
-    with app.app_context():
-        assert db.engine.pool.checkedout() == 0
-    assert waiting(app) == 4
-    assert max(app.extensions["waiting"]._busy[user.id] for user in users) == 2
-    go_on.set()
-    for thread in threads:
-        thread.join()
-    assert waiting(app) == 0
+        def run():
+            rows = read(self.app.test_client(), "messages", user, **query)
+            with self.changed:
+                self.answers[threading.current_thread()] = [row["id"] for row in rows]
+                self.changed.notify_all()
+
+        self.threads.append(threading.Thread(target=run))
+        self.threads[-1].start()
+        return self.threads[-1]
+
+    def settle(self, thread, reads=2):
+        """Whether the call waits: it looks again and again, and is not answered."""
+        with self.changed:
+            assert self.changed.wait_for(
+                lambda: thread in self.answers or self.reads[thread] >= reads, 60
+            )
+            return thread not in self.answers
+
+    def go_on(self, *threads):
+        """Whether each of the calls looks at least twice more, and is not answered."""
+        goals = [self.reads[thread] + 2 for thread in threads]
+        return all(self.settle(*pair) for pair in zip(threads, goals, strict=True))
+
+    def join(self):
+        for thread in self.threads:
+            thread.join()
+
+
+@pytest.fixture
+def waiters():
+    """Make Waiters of an app."""
+    with contextlib.ExitStack() as stack:
+
+        def make(app):
+            made = Waiters(app)
+            stack.callback(made.join)
+            return made
+
+        yield make
+
+
+def test_wait_answers_as_soon_as_there_is_one(app, make_user, assign, sms, waiters):
+    """One of the user's own, and of the number that is asked for."""
+    user, other = make_user(), make_user(name="Ben")
+    for digits, holder in ((NUMBER, user), (OTHER, other), ("12025550125", user)):
+        assign(holder.id, digits)
+    before = sms("code 111111")
+    calls = waiters(app)
+    call = calls.call(user, wait=25, after=before, phone_number=NUMBER)
+    assert calls.settle(call)
+    sms("code 123456", OTHER)
+    sms("code 123456", "12025550125")
+    assert calls.go_on(call)
+    sent, seen = sms("code 654321"), calls.reads[call]
+    calls.join()
+    assert calls.answers[call] == [sent]
+    # The look under way when it came, and the one that found it: none after that
+    assert calls.reads[call] - seen <= 2
+
+
+def test_wait_ends_with_the_empty_list(app, make_user, waiters):
+    calls, began = waiters(app), time.monotonic()
+    call = calls.call(make_user(), wait=1)
+    calls.join()
+    assert calls.answers[call] == []
+    assert calls.reads[call] >= 2
+    assert time.monotonic() - began >= 1
+
+
+@on_sqlite
+@pytest.mark.parametrize("query", [{}, {"wait": 0}, {"wait": 25}])
+def test_what_is_there_is_answered_at_once(app, make_user, assign, sms, waiters, query):
+    user, calls = make_user(), waiters(app)
+    if query.get("wait"):
+        assign(user.id)
+        sms("code 123456")
+    call = calls.call(user, **query)
+    calls.join()
+    assert calls.reads[call] == 1
+
+
+@on_sqlite
+@pytest.mark.parametrize(
+    ("threads", "places", "of_one"), [(8, 4, 2), (6, 3, 2), (3, 1, 1), (2, 1, 1), (1, 0, 0)]
+)
+def test_half_of_the_threads_may_wait_and_half_of_those_for_one_user(
+    make_app, make_user, assign, sms, waiters, threads, places, of_one
+):
+    """The others are answered at once; a place is free again when its call has ended."""
+    app = make_app(THREADS=threads)
+    users, calls = [make_user(name=name) for name in ("Ann", "Ben", "Cem")], waiters(app)
+    waiting = []
+    for user, digits in zip(users, (NUMBER, OTHER, "12025550125"), strict=True):
+        assign(user.id, digits)
+        mine = [calls.call(user, wait=25) for _ in range(of_one)]
+        # The rest must find their places taken
+        waiting.append([calls.settle(call) for call in mine])
+        waiting[-1].append(calls.settle(calls.call(user, wait=25)))
+    assert [sum(each) for each in waiting] == [
+        of_one, min(of_one, places - of_one), max(0, places - 2 * of_one),
+    ]  # fmt: skip
+    for digits in (NUMBER, OTHER, "12025550125"):
+        sms("code 123456", digits)
+    calls.join()
+    again = calls.call(users[0], wait=1, after=999)
+    assert calls.settle(again) == bool(places)
+
+
+def test_who_waits_holds_no_connection(app, client, make_user, assign, sms, waiters):
+    """The pool has 3: while 4 wait, as many as may, all others are served."""
+    users, calls = [make_user(), make_user(name="Ben")], waiters(app)
+    assign(users[0].id)
+    assign(users[1].id, OTHER)
+    threads = [calls.call(user, wait=25) for user in users for _ in range(2)]
+    assert all(calls.settle(thread) for thread in threads)
+    assert len(read(client, "numbers", users[0])) == 1
+    assert calls.go_on(*threads)
+    sent = [sms("code 123456"), sms("code 123456", OTHER)]
+    calls.join()
+    assert [calls.answers[thread] for thread in threads] == [[id] for id in sent for _ in range(2)]
 
 
 @on_mariadb
-def test_an_sms_that_is_just_being_stored_is_not_passed_over(app, client, make_user, assign, sms):
+def test_an_sms_that_is_just_being_stored_is_not_passed_over(
+    app, mariadb_server, make_user, assign, sms, waiters
+):
     """It has the lower id and is committed later: reading on from the higher one would miss it."""
     user = make_user()
     assign(user.id)
@@ -173,17 +325,26 @@ def test_an_sms_that_is_just_being_stored_is_not_passed_over(app, client, make_u
         first = connection.execute(insert(Message).values(columns)).inserted_primary_key.id
         second = sms("second")
         assert second > first
-        got = []
-        reader = threading.Thread(
-            target=lambda: got.extend(read(app.test_client(), "messages", user, after=first - 1))
-        )
-        reader.start()
-        reader.join(0.5)
-        waited = reader.is_alive()
+        calls = waiters(app)
+        call = calls.call(user, after=first - 1)
+        locked = "SELECT 1 FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'"
+        while call.is_alive() and not mariadb_server.run(locked):
+            time.sleep(0.01)  # until the reader waits for it; where it does not, it ends
+        assert call.is_alive()
         connection.commit()
-    reader.join()
-    assert waited
-    assert [row["id"] for row in got] == [first, second]
+    calls.join()
+    assert calls.answers[call] == [first, second]
+
+
+@on_mariadb
+def test_readers_do_not_wait_for_each_other(app, client, make_user, assign, sms):
+    """They share the lock: here another one holds it for as long as the call takes."""
+    user = make_user()
+    assign(user.id)
+    sent = sms("code 123456")
+    with app.app_context(), db.engine.connect() as other:
+        assert other.execute(select(Message.id).with_for_update(read=True)).scalar() == sent
+        assert [row["id"] for row in read(client, "messages", user)] == [sent]
 
 
 def test_summary_counts_in_all_and_per_day(app, client, make_user):
@@ -200,7 +361,43 @@ def test_summary_counts_in_all_and_per_day(app, client, make_user):
         "day": today.date().isoformat(), "numbers": 1, "sms": 1, "otps": 1, "webhooks_delivered": 0,
     }  # fmt: skip
     assert [day["numbers"] for day in data["days"][-4:]] == [0, 2, 0, 1]
+    assert [day["numbers"] for day in read(client, "summary", user, days=3)["data"]["days"]] == [
+        2, 0, 1,
+    ]  # fmt: skip
     assert len(read(client, "summary", user, days=1)["data"]["days"]) == 1
+    assert len(read(client, "summary", user, days=366)["data"]["days"]) == 366
+    nothing = {"numbers": 0, "sms": 0, "otps": 0, "webhooks_delivered": 0}
+    other = read(client, "summary", make_user(name="Ben"), days=1)["data"]
+    assert other == {"totals": nothing, "days": [nothing | {"day": today.date().isoformat()}]}
+
+
+def test_the_last_outcome_of_a_test_event_is_shown_to_its_user_alone(app, client, make_user):
+    """Nothing of an SMS: what a receiver says of one may quote the code, which is hidden."""
+    ann, ben = make_user(), make_user(name="Ben")
+    with app.app_context():
+        sms = Message(
+            user_id=ann.id, provider="gw", digits=NUMBER, sms_text="x", received_at=utcnow()
+        )
+        transact(lambda: db.session.add(sms))
+        ids = []
+        for n, (user, message) in enumerate(((ann, None), (ann, sms.id), (ben, None))):
+            row = Delivery(
+                webhook_id=f"msg_{n}", user_id=user.id, message_id=message, body=b"{}", state="dead"
+            )
+            transact(lambda row=row: db.session.add(row))
+            ids.append(row.id)
+            for answer in ("first", "last"):
+                attempt = Attempt(
+                    delivery_id=row.id, trigger="test", started_at=utcnow(), ms=1, result="200",
+                    answer=f"the {answer} answer of {n}",
+                )  # fmt: skip
+                transact(lambda attempt=attempt: db.session.add(attempt))
+    token = re.search(r'csrf_token" value="([^"]+)"', client.get("/login").text)[1]
+    client.post("/login", data={"csrf_token": token, "api_key": ann.key})
+    pages = [client.get(f"/profile/edit?tested={id}") for id in [*ids, 999]]
+    assert [page.status_code for page in pages] == [200] * 4
+    told = [re.findall(r"the \w+ answer of \d", page.text) for page in pages]
+    assert told == [["the last answer of 0"], [], [], []]
 
 
 @pytest.mark.parametrize("call", ["numbers", "messages", "summary"])
@@ -219,6 +416,7 @@ def test_who_may_read(app, client, make_user, call):
     assert client.get(f"{path}/{user.key}").status_code == 401
 
 
+@on_sqlite
 @pytest.mark.parametrize(
     ("call", "query", "field"),
     [
@@ -242,7 +440,8 @@ def test_a_bad_parameter_is_named(client, make_user, call, query, field):
 
 def test_healthz_needs_no_key(client):
     response = client.get("/healthz")
-    assert (response.status_code, response.json["status"]) == (200, "success")
+    assert response.status_code == 200
+    assert response.json == {"status": "success", "data": {"database": "ok"}}
 
 
 def test_healthz_is_503_when_the_schema_is_not_current(app, client):
@@ -259,6 +458,7 @@ def test_healthz_is_503_when_the_schema_is_not_current(app, client):
     assert response.json == {"status": "error", "message": "The database schema is not current"}
 
 
+@on_sqlite
 def test_healthz_is_503_when_the_database_is_away(make_app, tmp_path):
     app = make_app(DATABASE_URL=f"sqlite:///{tmp_path}/no/such/folder.sqlite3")
     response = app.test_client().get("/healthz")

@@ -7,7 +7,7 @@ import threading
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import delete, event, func, select
 from standardwebhooks import Webhook
 
 from service.models import (
@@ -339,6 +339,46 @@ def test_one_sms_at_once_from_8_threads_is_stored_once(
     assert len(messages(app)) - before == len(receiver.received) == 1
 
 
+def test_an_sms_whose_first_one_is_purged_at_that_moment_is_stored(app, client, make_provider):
+    """It was refused as a duplicate of what is there no more when that is looked at."""
+    path, refused = make_provider(), threading.Event()
+    client.post(path, json=SMS | {"id": "m1"})
+    with app.app_context():
+        engine = db.engine
+
+    @event.listens_for(engine, "handle_error")
+    def note(_context):
+        refused.set()
+
+    @event.listens_for(engine, "checkin")
+    def purge(*_):
+        if refused.is_set():
+            refused.clear()
+            with engine.begin() as connection:
+                connection.execute(delete(Message))
+
+    second = client.post(path, json=SMS | {"id": "m1"}).json["data"]
+    assert not second["duplicate"]
+    assert [message.id for message in messages(app)] == [second["id"]]
+
+
+@on_sqlite
+def test_the_log_tells_stored_from_duplicate_and_whether_there_was_a_code(
+    client, make_user, make_provider, assign, caplog
+):
+    user = make_user()
+    assign(user.id)
+    path = make_provider("gw-1")
+    for text in ("Your code is 123456", "Hello", "Hello"):
+        client.post(path, json=SMS | {"sms_text": text})
+    of = f"user_id={user.id} provider=gw-1"
+    assert [line for line in caplog.messages if line.startswith("event=sms_")] == [
+        f"event=sms_stored message_id=1 {of} otp=True",
+        f"event=sms_stored message_id=2 {of} otp=False",
+        f"event=sms_duplicate message_id=2 {of} otp=False",
+    ]
+
+
 # --- whose it is --------------------------------------------------------------------------
 
 
@@ -452,8 +492,9 @@ def test_the_main_servers_webhook_id_tells_its_sms_apart(app, client):
 
 
 def test_an_id_of_a_provider_is_not_one_of_the_main_servers(client, make_provider):
-    own = make_provider(format="main-server")
-    call = {"json": envelope(), "headers": {"webhook-id": "1"}}
+    """Not even when the main server gives its provider the same name."""
+    own = make_provider("gw", format="main-server")
+    call = {"json": envelope(provider="gw"), "headers": {"webhook-id": "1"}}
     for path in (own, f"/api/ingest/{SYSTEM_KEY}"):
         assert not client.post(path, **call).json["data"]["duplicate"]
 
@@ -540,13 +581,14 @@ def test_an_answer_that_is_not_2xx_leaves_the_delivery_pending(
     ],
 )
 def test_an_endpoint_that_nothing_is_to_be_sent_to_is_not_called(
-    app, client, make_user, make_provider, assign, receiver, columns, webhook, state, result
+    app, client, make_user, make_provider, assign, receiver, caplog, columns, webhook, state, result
 ):
+    """And the log tells of no try that was not made."""
     assign(make_user(webhook_url=receiver.url, **columns).id)
     receiver.answers = [200]
     assert client.post(make_provider(), json=SMS).json["data"]["webhook"] == webhook
     sent = state == "delivered"
-    assert len(receiver.received) == sent
+    assert len(receiver.received) == caplog.text.count("event=webhook_tried") == sent
     with app.app_context():
         row = db.session.scalar(select(Delivery))
         assert (row.state, row.last_result, row.attempts) == (state, result, sent)
