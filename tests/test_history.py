@@ -371,33 +371,86 @@ def test_summary_counts_in_all_and_per_day(app, client, make_user):
     assert other == {"totals": nothing, "days": [nothing | {"day": today.date().isoformat()}]}
 
 
-def test_the_last_outcome_of_a_test_event_is_shown_to_its_user_alone(app, client, make_user):
+@pytest.fixture
+def log_in(client):
+    """Let the client's browser be a user's."""
+
+    def enter(user):
+        token = re.search(r'csrf_token" value="([^"]+)"', client.get("/login").text)[1]
+        form = {"csrf_token": token, "api_key": user.key}
+        assert client.post("/login", data=form).headers["Location"] == "/profile"
+
+    return enter
+
+
+@pytest.fixture
+def deliver(app):
+    """Record a delivery, of an SMS or of a test event, with what was answered; gives its id."""
+
+    def record(user, sms=False, state="dead", answers=()):
+        delivery = Delivery(webhook_id="?", user_id=user.id, body=b"{}", state=state)
+        rows = [
+            Attempt(trigger="test", started_at=utcnow(), ms=1, result="200", answer=answer)
+            for answer in answers
+        ]
+
+        def write():
+            if sms:
+                message = Message(
+                    user_id=user.id, provider="gw", digits=NUMBER, sms_text="x",
+                    received_at=utcnow(),
+                )  # fmt: skip
+                db.session.add(message)
+                db.session.flush()
+                delivery.message_id = message.id
+            db.session.add(delivery)
+            db.session.flush()
+            delivery.webhook_id = f"msg_{delivery.id}"
+            for row in rows:
+                row.delivery_id = delivery.id
+                db.session.add(row)
+
+        with app.app_context():
+            transact(write)
+            return delivery.id
+
+    return record
+
+
+def test_the_last_outcome_of_a_test_event_is_shown_to_its_user_alone(
+    client, make_user, log_in, deliver
+):
     """Nothing of an SMS: what a receiver says of one may quote the code, which is hidden."""
     ann, ben = make_user(), make_user(name="Ben")
-    with app.app_context():
-        sms = Message(
-            user_id=ann.id, provider="gw", digits=NUMBER, sms_text="x", received_at=utcnow()
-        )
-        transact(lambda: db.session.add(sms))
-        ids = []
-        for n, (user, message) in enumerate(((ann, None), (ann, sms.id), (ben, None))):
-            row = Delivery(
-                webhook_id=f"msg_{n}", user_id=user.id, message_id=message, body=b"{}", state="dead"
-            )
-            transact(lambda row=row: db.session.add(row))
-            ids.append(row.id)
-            for answer in ("first", "last"):
-                attempt = Attempt(
-                    delivery_id=row.id, trigger="test", started_at=utcnow(), ms=1, result="200",
-                    answer=f"the {answer} answer of {n}",
-                )  # fmt: skip
-                transact(lambda attempt=attempt: db.session.add(attempt))
-    token = re.search(r'csrf_token" value="([^"]+)"', client.get("/login").text)[1]
-    client.post("/login", data={"csrf_token": token, "api_key": ann.key})
+    ids = [
+        deliver(ann, answers=("answer 1", "answer 2")),
+        deliver(ann, sms=True, answers=("answer 3",)),
+        deliver(ben, answers=("answer 4",)),
+    ]
+    log_in(ann)
     pages = [client.get(f"/profile/edit?tested={id}") for id in [*ids, 999]]
     assert [page.status_code for page in pages] == [200] * 4
-    told = [re.findall(r"the \w+ answer of \d", page.text) for page in pages]
-    assert told == [["the last answer of 0"], [], [], []]
+    told = [re.findall(r"answer \d", page.text) for page in pages]
+    assert told == [["answer 2"], [], [], []]
+
+
+def test_the_webhook_log_is_the_users_own_newest_first_in_pages(client, make_user, log_in, deliver):
+    ann, ben = make_user(), make_user(name="Ben")
+    mine = [deliver(ann, sms=n % 2, state="delivered" if n > 20 else "dead") for n in range(23)]
+    deliver(ben)
+    log_in(ann)
+
+    def listed(query=""):
+        page = client.get(f"/profile/webhooks{query}").text
+        return [int(id) for id in re.findall(r"<code>msg_(\d+)</code>", page)]
+
+    newest = mine[::-1]
+    assert listed() == newest[:20]
+    assert listed(f"?before={newest[19]}") == newest[20:]
+    assert listed(f"?before={newest[-1]}") == []
+    assert listed("?state=delivered") == newest[:2]
+    assert listed("?state=dead") == newest[2:22]
+    assert listed("?state=pending") == []
 
 
 @pytest.mark.parametrize("call", ["numbers", "messages", "summary"])

@@ -518,7 +518,17 @@ def test_a_providers_name_has_at_most_64_characters(client, length):
 
 
 @on_sqlite
-@pytest.mark.parametrize("body", [{}, {"event": "x", "data": SMS}, {"event": "otp_received"}])
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"event": "x", "data": SMS},
+        {"event": "otp_received"},
+        {"event": "otp_received", "data": []},
+        {"event": "otp_received", "data": "x"},
+        {"data": SMS},
+    ],
+)
 def test_main_server_body_that_is_not_otp_received_is_400(client, body):
     assert client.post(f"/api/ingest/{SYSTEM_KEY}", json=body).status_code == 400
 
