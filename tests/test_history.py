@@ -453,6 +453,28 @@ def test_the_webhook_log_is_the_users_own_newest_first_in_pages(client, make_use
     assert listed("?state=pending") == []
 
 
+def test_the_page_of_messages_is_newest_first_in_pages_and_never_waits(
+    app, client, make_user, log_in, waiters
+):
+    user, calls = make_user(), waiters(app)
+    log_in(user)
+
+    def listed(query=""):
+        looked = sum(calls.reads.values())
+        page = client.get(f"/profile/messages{query}").text
+        assert sum(calls.reads.values()) - looked == 1
+        return [int(n) for n in re.findall(r"\+1202555(\d{4})", page)]
+
+    assert listed() == []
+    with app.app_context(), db.engine.begin() as connection:
+        sms = {"user_id": user.id, "provider": "gw", "sms_text": "x", "received_at": utcnow()}
+        rows = [sms | {"id": n, "digits": f"1202555{n:04}"} for n in range(1, 24)]
+        connection.execute(insert(Message), rows)
+    assert listed() == [*range(23, 3, -1)]
+    assert listed("?before=4") == [3, 2, 1]
+    assert listed("?before=1") == []
+
+
 @pytest.mark.parametrize("call", ["numbers", "messages", "summary"])
 def test_who_may_read(app, client, make_user, call):
     user, path = make_user(), f"/api/{call}"
