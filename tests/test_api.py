@@ -166,12 +166,12 @@ def test_init_holds_no_connection_while_the_main_server_is_asked(make_app, make_
     [
         ("a" * 7, False), ("a" * 8, True), ("a" * 64, True), ("a" * 65, False),
         ("aA0_.-zZ9", True), ("", False), ("two words", False), ("a/b/c/d/e", False),
-        ("12345678;", False), ("١٢٣٤٥٦٧٨", False), ("éééééééé", False), ("12345678=", False),
+        ("12345678;", False), ("12345678é", False), ("éééééééé", False), ("12345678=", False),
     ],
 )  # fmt: skip
 def test_a_request_id_is_taken_over_when_it_is_a_plain_one(client, given, kept):
     """It goes into the log, where it must not pass for anything else; of errors and pages too."""
-    environ = {"HTTP_X_REQUEST_ID": given.encode().decode("latin-1")}
+    environ = {"HTTP_X_REQUEST_ID": given}
     for path in ("/healthz", "/api/none", "/login", "/none"):
         told = client.get(path, environ_overrides=environ).headers["X-Request-ID"]
         assert told == given if kept else re.fullmatch("[0-9a-f]{32}", told)

@@ -516,7 +516,7 @@ def test_generic_takes_the_first_name_that_has_a_value(gateway, sent, stored):
     ("ids", "stored"),
     [
         (({"id": "1"}, {"id": "2"}, {"id": "1"}), 2),
-        (({"message_id": "1"}, {"message_id": "2"}, {"id": "2"}), 2),
+        (({"message_id": "1"}, {"message_id": "2"}, {"message_id": "3"}, {"id": "3"}), 3),
         (({"id": "1", "message_id": "x"}, {"id": "2", "message_id": "x"}), 2),
         (({"id": ""}, {}, {"message_id": ""}), 1),
     ],
