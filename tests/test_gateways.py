@@ -299,7 +299,9 @@ def test_jasmin_parts_of_a_long_message_are_all_stored(gateway):
 def test_jasmin_malformed(gateway):
     jasmin = gateway("jasmin")
     form = jasmin_form("x", "8", "utf-16-be")
-    assert refused(jasmin.send(data=form | {"binary": "no hex"}), 400, "binary")
+    answer = jasmin.send(data=form | {"binary": "no hex"})
+    assert refused(answer, 400, "binary")
+    assert answer.json["errors"] == {"binary": ["must be hex"]}
     assert refused(jasmin.send(data=form | {"to": ""}), 400, "phone_number")
     assert jasmin.stored() == []
 
