@@ -184,25 +184,36 @@ def test_each_request_has_an_id_of_its_own(client):
 
 # --- what proxies say ---------------------------------------------------------------------
 
+NONE, ONE = {}, {"TRUSTED_PROXIES": 1}  # the default is none
+
 
 @pytest.mark.parametrize(
     ("hops", "proto", "secure"),
-    [(0, "https", False), (1, "https", True), (1, "https, http", False), (2, "https, http", True)],
+    [
+        (NONE, "https", False),
+        (ONE, "https", True),
+        (ONE, "https, http", False),
+        ({"TRUSTED_PROXIES": 2}, "https, http", True),
+    ],
 )
 def test_https_is_believed_of_trusted_proxies_only(make_app, hops, proto, secure):
     """Of as many as there are: what the caller put before them is the caller's own."""
-    client = make_app(TRUSTED_PROXIES=hops).test_client()
+    client = make_app(**hops).test_client()
     response = client.get("/login", headers={"X-Forwarded-Proto": proto})
     assert ("Secure" in response.headers["Set-Cookie"]) == secure
 
 
 @pytest.mark.parametrize(
     ("hops", "spoofed", "throttled"),
-    [(0, "192.0.2.{}", True), (1, "192.0.2.{}", False), (1, "192.0.2.{}, 198.51.100.1", True)],
+    [
+        (NONE, "192.0.2.{}", True),
+        (ONE, "192.0.2.{}", False),
+        (ONE, "192.0.2.{}, 198.51.100.1", True),
+    ],
 )
 def test_a_callers_address_is_believed_of_trusted_proxies_only(make_app, hops, spoofed, throttled):
     """Wrong keys are counted by address: who could choose it could go on guessing."""
-    client = make_app(TRUSTED_PROXIES=hops).test_client()
+    client = make_app(**hops).test_client()
     token = re.search(r'csrf_token" value="([^"]+)"', client.get("/login").text)[1]
     form = {"csrf_token": token, "api_key": "wrong"}
 
