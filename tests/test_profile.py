@@ -1,41 +1,32 @@
-"""The pages, without a browser: who gets in, what no page gives away, what each form refuses."""
+"""The pages, without a browser: what each shows and keeps to itself, what its forms refuse."""
 
 import re
+import socket
 import threading
-import time
 from datetime import timedelta
 
 import pytest
-import requests
-from sqlalchemy import select
+from flask import request
+from sqlalchemy import event, select
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from service import delivery, sessions
-from service.models import Attempt, Delivery, PhoneNumber, User, count, db, sha256, transact, utcnow
+from service.models import (
+    Attempt,
+    Delivery,
+    PhoneNumber,
+    User,
+    UserSummary,
+    count,
+    db,
+    transact,
+    utcnow,
+)
 from service.secretbox import unseal
-from tests.conftest import SYSTEM_KEY
 from tests.fixtures import NUMBER
-from tests.mariadb import free_port
+from tests.pages import Clock, change, logged_in, post, token
+from tests.peers import raw_server
 
 HOSTILE = "<script>alert(1)</script> code 123456 \u202e <img src=x onerror=alert(2)>"
-
-
-def token(client, path="/login"):
-    return re.search(r'name="csrf_token" value="([^"]+)"', client.get(path).text)[1]
-
-
-def post(client, path, **form):
-    return client.post(path, data={"csrf_token": token(client, "/logout")} | form)
-
-
-def change(app, user, **columns):
-    def write():
-        row = db.session.get(User, user.id)
-        for name, value in columns.items():
-            setattr(row, name, value)
-
-    with app.app_context():
-        transact(write)
 
 
 @pytest.fixture
@@ -44,144 +35,34 @@ def user(make_user):
 
 
 @pytest.fixture
-def browser(client, user):
+def browser(app, user):
     """A client that is logged in."""
-    assert post(client, "/login", api_key=user.key).headers["Location"] == "/profile"
-    return client
+    return logged_in(app, user.key)
 
 
-# --- the session --------------------------------------------------------------------------
+@pytest.fixture
+def clock(monkeypatch):
+    return Clock(monkeypatch)
 
 
-def test_the_cookie_holds_no_key_and_is_closed_to_scripts_and_other_sites(client, user):
-    response = post(client, "/login", api_key=f" {user.key} ")
-    cookie = response.headers["Set-Cookie"]
-    assert "HttpOnly" in cookie and "SameSite=Lax" in cookie and "Secure" not in cookie
-    inside = client.application.session_interface.get_signing_serializer(client.application)
-    held = inside.loads(client.get_cookie("session").value)
-    assert user.key not in str(held) and sha256(user.key) not in str(held)
+# Where nothing of it is the database's, one engine is enough
+on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
-def test_the_cookie_is_secure_over_https(client, user):
-    made = client.get("/login", base_url="https://localhost")
-    assert "Secure" in made.headers["Set-Cookie"]
+def when_called(receiver, do):
+    """Call `do()` whenever the receiver is called, before it answers."""
+    receiver.before_request_funcs[None] = [do]
 
 
-@pytest.mark.parametrize("key", ["", "nonsense", SYSTEM_KEY, "ключ", "x" * 5000])
-def test_a_wrong_key_does_not_get_in(client, key):
-    response = post(client, "/login", api_key=key)
-    assert response.status_code == 401
-    assert "This is not an API key in use." in response.text
-    assert client.get("/profile").headers["Location"] == "/login"
+def after_statement(app, fragment, do):
+    """Call `do()` whenever a statement with `fragment` in it has run."""
 
+    def heed(_connection, _cursor, statement, *_):
+        if fragment in statement:
+            do()
 
-@pytest.mark.parametrize("columns", [{"active": False}, {"approved": False}])
-def test_who_is_deactivated_is_logged_out(app, browser, user, columns):
-    assert browser.get("/profile").status_code == 200
-    change(app, user, **columns)
-    assert browser.get("/profile").headers["Location"] == "/login"
-    assert post(browser, "/profile/edit", number_format="full").headers["Location"] == "/login"
-
-
-def test_key_rotation_logs_out(browser, user, flask):
-    flask("users", "rotate-key", user.id)
-    assert browser.get("/profile").headers["Location"] == "/login"
-    assert "You have been logged out." in browser.get("/login").text
-
-
-def test_logout_asks_and_then_forgets(browser):
-    assert "Log out?" in browser.get("/logout").text
-    assert browser.get("/profile").status_code == 200
-    post(browser, "/logout")
-    assert browser.get("/profile").headers["Location"] == "/login"
-
-
-def test_a_session_ends_after_its_lifetime_however_it_is_used(browser, monkeypatch):
-    began = time.time()
-    for hours in (6, 11):
-        monkeypatch.setattr(sessions.time, "time", lambda hours=hours: began + 3600 * hours)
-        assert post(browser, "/profile/reveal", reveal="1").headers["Location"] == "/profile"
-    monkeypatch.setattr(sessions.time, "time", lambda: began + 3600 * 12.1)
-    assert browser.get("/profile").headers["Location"] == "/login"
-
-
-def test_logins_are_throttled_by_address(app, client, user):
-    form = {"csrf_token": token(client), "api_key": "wrong"}
-    for _ in range(sessions.MAX_FAILURES):
-        assert client.post("/login", data=form).status_code == 401
-    response = client.post("/login", data=form | {"api_key": user.key})
-    assert response.status_code == 429
-    assert 0 < int(response.headers["Retry-After"]) <= sessions.FAILURE_SECONDS
-    assert "Too many tries" in response.text
-    other = {"environ_base": {"REMOTE_ADDR": "192.0.2.1"}}
-    assert client.post("/login", data=form, **other).status_code == 401
-    assert client.post("/login", data=form | {"api_key": user.key}, **other).status_code == 302
-
-
-@pytest.mark.parametrize(
-    ("addresses", "same"),
-    [
-        (("192.0.2.1", "192.0.2.2"), False),
-        (("::ffff:192.0.2.1", "::ffff:192.0.2.2"), False),
-        (("::ffff:192.0.2.1", "192.0.2.1:5678"), True),
-        (("2001:db8::1", "2001:db8::ffff:1"), True),
-        (("2001:db8::1", "2001:db8:0:1::1"), False),
-    ],
-)
-def test_what_counts_as_one_address(app, addresses, same):
-    seen = set()
-    for address in addresses:
-        with app.test_request_context(environ_base={"REMOTE_ADDR": address}):
-            seen.add(sessions._address())
-    assert len(seen) == (1 if same else 2)
-
-
-def test_the_throttle_forgets_after_its_time_and_keeps_a_bounded_number_of_names():
-    throttle = sessions.Throttle(1, 1000)
-    throttle.take("a")
-    with pytest.raises(sessions.TooManyTries):
-        throttle.take("a")
-    throttle.seconds = 0
-    throttle.take("a")
-    throttle.seconds = 1000
-    for n in range(sessions.Throttle.MAX_NAMES + 5):
-        throttle.take(n)
-    assert len(throttle._taken) == sessions.Throttle.MAX_NAMES
-
-
-def test_without_a_secret_key_every_process_signs_alike(start, make_user, database_url):
-    """The default is kept in instance/: sessions outlive the process that made them."""
-    user, port = make_user(), free_port()
-    _, url = start(
-        "gunicorn", "--bind", f"127.0.0.1:{port}", "wsgi:app", port=port,
-        DATABASE_URL=database_url, SECRET_KEY="", WEB_CONCURRENCY="3", THREADS="2",
-    )  # fmt: skip
-    with requests.Session() as browser:
-        page = browser.get(f"{url}/login", timeout=30).text
-        form = {"csrf_token": re.search(r'csrf_token" value="([^"]+)"', page)[1]}
-        browser.post(f"{url}/login", data=form | {"api_key": user.key}, timeout=30)
-        for _ in range(20):
-            # A connection each, so that they go to several processes
-            answer = browser.get(f"{url}/profile", headers={"Connection": "close"}, timeout=30)
-            assert answer.url == f"{url}/profile"
-
-
-def test_processes_that_start_together_make_one_secret_key(tmp_path, monkeypatch):
-    from service import _development_secret
-
-    found, together = set(), threading.Barrier(8)
-
-    def run():
-        together.wait()
-        found.add(_development_secret(tmp_path))
-
-    threads = [threading.Thread(target=run) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == 1 and len(found.pop()) > 40
-    assert [path.name for path in tmp_path.iterdir()] == ["secret_key"]
+    with app.app_context():
+        event.listen(db.engine, "after_cursor_execute", heed)
 
 
 # --- what every page keeps ----------------------------------------------------------------
@@ -202,38 +83,6 @@ def test_nothing_runs_frames_or_is_kept(browser, path):
     assert response.headers["Cache-Control"] == "no-store"
 
 
-def test_no_method_but_post_changes_anything(app, browser, user):
-    """HEAD is GET without the body: no form of it is looked at."""
-    form = {"webhook_url": "http://127.0.0.1/x", "number_format": "national", "api_key": "x"}
-    for rule in app.url_map.iter_rules():
-        if rule.endpoint.startswith("profile.") and "GET" in rule.methods:
-            assert browser.head(rule.rule, data=form).status_code in (200, 302), rule.rule
-    for _ in range(sessions.MAX_FAILURES + 1):
-        app.test_client().head("/login", data=form)
-    assert browser.get("/profile").status_code == 200
-    assert post(app.test_client(), "/login", api_key=user.key).status_code == 302
-    with app.app_context():
-        row = db.session.get(User, user.id)
-        assert (row.webhook_url, row.number_format) == (None, None)
-
-
-def test_every_form_is_refused_without_its_token(app, browser):
-    paths = [
-        rule.rule
-        for rule in app.url_map.iter_rules()
-        if rule.endpoint.startswith("profile.") and "POST" in rule.methods
-    ]
-    assert len(paths) >= 9
-    for path in paths:
-        for form in ({}, {"csrf_token": ""}, {"csrf_token": "é" * 43}):
-            response = browser.post(path, data=form)
-            assert response.status_code == 400, path
-            assert "Load the page again" in response.text
-    stranger = app.test_client()
-    form = {"csrf_token": "", "api_key": "x"}
-    assert stranger.post("/login", data=form).status_code == 400
-
-
 def test_an_unknown_page_is_a_page_and_an_unknown_call_is_json(client):
     response = client.get("/profil")
     assert (response.status_code, response.mimetype) == (404, "text/html")
@@ -246,13 +95,28 @@ def test_an_unknown_page_is_a_page_and_an_unknown_call_is_json(client):
     assert set(response.headers["Allow"].split(", ")) == {"GET", "HEAD", "OPTIONS"}
 
 
-def test_an_unforeseen_error_tells_no_details(make_app, user, tmp_path):
-    app = make_app(DATABASE_URL=f"sqlite:///{tmp_path}/empty.sqlite3")
-    client = app.test_client()
-    response = post(client, "/login", api_key=user.key)
+def test_an_unforeseen_error_tells_no_details(make_app, browser, tmp_path):
+    """Also when who is logged in cannot be told any more."""
+    client = make_app(DATABASE_URL=f"sqlite:///{tmp_path}/empty.sqlite3").test_client()
+    client.set_cookie("session", browser.get_cookie("session").value)
+    response = client.get("/profile")
     assert response.status_code == 500
     assert "Something went wrong" in response.text and "sqlite" not in response.text.lower()
     assert response.headers["X-Request-ID"] in response.text
+
+
+@on_sqlite
+def test_a_form_that_is_too_large_is_refused_on_a_page_with_the_menu(browser):
+    response = browser.post("/profile/edit", data={"x": "x" * 300_000})
+    assert (response.status_code, response.mimetype) == (413, "text/html")
+    assert "Log out" in response.text
+
+
+@on_sqlite
+def test_what_is_static_may_be_cached(client):
+    with client.get("/static/site.css") as response:
+        assert "no-store" not in response.headers["Cache-Control"]
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
 
 
 # --- what the pages show ------------------------------------------------------------------
@@ -277,6 +141,22 @@ def test_codes_and_texts_are_masked_until_they_are_asked_for(
         assert "123456" not in browser.get(path).text
 
 
+@on_sqlite
+def test_codes_are_shown_to_the_session_alone_that_asked_by_a_form(
+    app, browser, user, assign, make_provider
+):
+    assign(user.id)
+    browser.post(make_provider(), json={"to": NUMBER, "text": "code 123456"})
+    other = logged_in(app, user.key)
+    assert browser.get("/profile/reveal?reveal=1").status_code == 405
+    assert "123456" not in browser.get("/profile/messages?reveal=1").text
+    post(browser, "/profile/reveal", reveal="1")
+    assert "123456" in browser.get("/profile/messages").text
+    assert "123456" not in other.get("/profile/messages").text
+    assert post(browser, "/profile/reveal", page="edit").headers["Location"] == "/profile"
+    assert "123456" not in browser.get("/profile/messages").text
+
+
 def test_the_profile_shows_the_counts_and_only_the_users_own(
     app, browser, user, make_user, assign, make_provider
 ):
@@ -292,6 +172,38 @@ def test_the_profile_shows_the_counts_and_only_the_users_own(
     assert f"+{NUMBER}" in page and "+12025550999" not in page
     assert "whether the main server gave one is not known" in page
     assert "No Webhook URL is set" in page
+
+
+@on_sqlite
+def test_the_profile_shows_30_days_and_the_latest_five(app, browser, user, assign, make_provider):
+    today, path = utcnow().date(), make_provider()
+    for n in range(6):
+        assign(user.id, f"1202555000{n}")
+        browser.post(path, json={"to": "12025550000", "text": "x" * (100 + n)})
+    days = [UserSummary(user_id=user.id, day=today - timedelta(days=n), sms=7) for n in (29, 30)]
+    with app.app_context():
+        transact(lambda: db.session.add_all(days))
+    page = browser.get("/profile").text
+    assert f'<th scope="row">{days[0].day}</th>' in page
+    assert f'<th scope="row">{days[1].day}</th>' not in page
+    assert "<dd>20</dd>" in page  # all of them: 6 + 7 + 7
+    numbers = page.partition("Latest numbers")[2].partition("Latest messages")[0]
+    assert re.findall(r"\+1202555000(\d)", numbers) == ["5", "4", "3", "2", "1"]
+    assert re.findall(r"text of 10(\d) characters", page) == ["5", "4", "3", "2", "1"]
+
+
+@on_sqlite
+def test_messages_are_paged_newest_first(browser, user, assign, make_provider):
+    path = make_provider()
+    assign(user.id)
+    for n in range(21):
+        browser.post(path, json={"to": NUMBER, "text": "x" * (100 + n)})
+    pages = [browser.get("/profile/messages").text]
+    older = re.search(r'href="([^"]+)">Older', pages[0])[1]
+    pages.append(browser.get(older).text)
+    shown = [re.findall(r"text of 1(\d\d) characters", page) for page in pages]
+    assert shown == [[f"{n:02}" for n in range(20, 0, -1)], ["00"]]
+    assert "Older</a>" not in pages[1] and "Newest</a>" in pages[1]
 
 
 def test_lists_are_paged_newest_first(browser, user, assign):
@@ -331,21 +243,57 @@ def test_the_webhook_url_and_the_format_are_saved(app, browser, user, receiver):
         assert db.session.get(User, user.id).webhook_url is None
 
 
-def test_the_format_is_saved_also_while_the_url_cannot_be_found(app, browser, user):
-    change(app, user, webhook_url="http://gone.invalid/hook")
-    post(browser, "/profile/edit", webhook_url="http://gone.invalid/hook", number_format="national")
+@on_sqlite
+@pytest.mark.parametrize(
+    ("saved", "given", "disabled", "looked_up"),
+    [
+        ("http://gone.test/hook", "http://gone.test/hook", False, False),
+        ("http://gone.test/hook", "http://gone.test/other", False, True),
+        (None, "http://gone.test/hook", False, True),
+        ("http://gone.test/hook", "http://gone.test/hook", True, True),
+        ("http://gone.test/hook", "", False, False),
+        ("http://gone.test/hook", "", True, False),
+    ],
+)
+def test_a_url_is_looked_up_when_it_changes_or_the_endpoint_is_disabled(
+    app, browser, user, monkeypatch, saved, given, disabled, looked_up
+):
+    """Not else: the format is saved also while the name cannot be found."""
+    change(app, user, webhook_url=saved, webhook_disabled_at=utcnow() if disabled else None)
+    asked = []
+
+    def find_nothing(host, *_, **__):
+        asked.append(host)
+        raise socket.gaierror("no such host")
+
+    monkeypatch.setattr(socket, "getaddrinfo", find_nothing)
+    response = post(browser, "/profile/edit", webhook_url=given, number_format="national")
+    assert asked == ["gone.test"] * looked_up
     with app.app_context():
-        assert db.session.get(User, user.id).number_format == "national"
+        row = db.session.get(User, user.id)
+        if looked_up:
+            assert "names a host that cannot be found" in response.text
+            assert (row.webhook_url, row.number_format) == (saved, None)
+        else:
+            assert (row.webhook_url, row.number_format) == (given or None, "national")
 
 
-def test_urls_are_looked_up_so_often_and_no_more(browser):
+@on_sqlite
+def test_urls_are_looked_up_20_times_a_minute_and_no_more(app, browser, user, clock):
     """Each may take seconds of a thread."""
-    answers = [
-        post(browser, "/profile/edit", webhook_url=f"http://10.0.0.{n}/", number_format="full")
-        for n in range(21)
-    ]
-    assert [answer.status_code for answer in answers] == [400] * 20 + [429]
-    assert "Try again in" in answers[20].text and int(answers[20].headers["Retry-After"]) <= 60
+    save = {"number_format": "full"}
+    for n in range(20):
+        response = post(browser, "/profile/edit", webhook_url=f"http://10.0.0.{n}/", **save)
+        assert response.status_code == 400
+    clock.now += 20.5
+    response = post(browser, "/profile/edit", webhook_url="http://10.0.0.99/", **save)
+    assert (response.status_code, response.headers["Retry-After"]) == (429, "40")
+    assert "Try again in 40 seconds." in response.text
+    # What is not looked up is not counted
+    assert post(browser, "/profile/edit", webhook_url="", **save).status_code == 302
+    clock.now += 40
+    response = post(browser, "/profile/edit", webhook_url="http://10.0.0.99/", **save)
+    assert response.status_code == 400
 
 
 @pytest.mark.parametrize(
@@ -408,25 +356,45 @@ def test_a_test_event_is_sent_signed_and_its_result_is_shown(app, browser, user,
 
 
 def test_a_test_event_is_sent_while_other_webhooks_wait_for_their_turn(
-    app, browser, user, receiver
+    app, browser, user, receiver, assign, make_provider
 ):
+    """A person waits for it. While the last try failed, the endpoint takes one at a time."""
     change(app, user, webhook_url=receiver.url, webhook_failures=1)
-    with app.extensions["delivery"]["slots"].take(user.id, 1):
-        assert "Delivered" in shown_test(browser)
-    assert [body for _, body in receiver.received] == [b'{"event":"test","data":{}}']
+    assign(user.id)
+    shown = []
+
+    def meanwhile():
+        if b"otp_received" in request.get_data():
+            shown.append(shown_test(browser))
+
+    when_called(receiver, meanwhile)
+    app.test_client().post(make_provider(), json={"to": NUMBER, "text": "code 123456"})
+    assert len(shown) == 1 and "<strong>Delivered</strong>" in shown[0]
 
 
-def test_what_is_sent_by_hand_is_throttled(app, browser, user, receiver):
+@on_sqlite
+def test_what_is_sent_by_hand_is_20_a_minute_for_each_user(
+    app, browser, user, make_user, receiver, clock
+):
+    """Nobody is flooded in our name."""
     change(app, user, webhook_url=receiver.url)
     form = {"csrf_token": token(browser, "/logout")}
-    for _ in range(sessions.MAX_SENDS - 1):
+
+    def told():
+        return browser.post("/profile/test", data=form, follow_redirects=True).text
+
+    for _ in range(19):
         assert browser.post("/profile/test", data=form).status_code == 302
-    for sentence in ("Delivered", "Try again in"):
-        page = browser.post("/profile/test", data=form, follow_redirects=True).text
-        assert sentence in page
+    assert "<strong>Delivered</strong>" in told()
+    clock.now += 20.5
+    assert "Too many tries. Try again in 40 seconds." in told()
     response = browser.post("/profile/webhooks/redeliver", data=form | {"id": "failed"})
-    assert response.status_code == 429
-    assert len(receiver.received) == sessions.MAX_SENDS
+    assert (response.status_code, response.headers["Retry-After"]) == (429, "40")
+    assert len(receiver.received) == 20
+    other = make_user(name="Ben", webhook_url=receiver.url)
+    assert "<strong>Delivered</strong>" in shown_test(logged_in(app, other.key))
+    clock.now += 40
+    assert "<strong>Delivered</strong>" in told()
 
 
 def offered(client, what):
@@ -455,12 +423,19 @@ def test_the_secret_is_shown_once_and_in_force_when_it_was_copied(app, browser, 
     assert "whsec_" not in browser.get("/profile/edit").text
 
 
-def test_of_two_secrets_that_were_offered_the_first_to_come_back_is_taken(app, browser, user):
-    (first, form), (_, other) = offered(browser, "secret"), offered(browser, "secret")
-    post(browser, "/profile/secret", **form)
-    browser.get("/profile/edit")
-    post(browser, "/profile/secret", **other)
-    assert "was not rotated" in browser.get("/profile/edit").text
+@pytest.mark.parametrize("what", ["key", "secret"])
+def test_of_two_that_were_offered_the_first_to_come_back_is_taken(app, browser, user, what):
+    (first, form), (_, other) = offered(browser, what), offered(browser, what)
+    post(browser, f"/profile/{what}", **form)
+    assert f"The new {what} is in force." in browser.get("/profile/edit").text
+    post(browser, f"/profile/{what}", **other)
+    assert f"The {what} was not rotated" in browser.get("/profile/edit").text
+    # ... and a second click of the first says again what holds
+    post(browser, f"/profile/{what}", **form)
+    assert f"The new {what} is in force." in browser.get("/profile/edit").text
+    if what == "key":
+        assert browser.get(f"/api/numbers/{first}").status_code == 200
+        return
     with app.app_context():
         assert unseal(db.session.get(User, user.id).webhook_secret) == first
 
@@ -478,29 +453,38 @@ def test_the_key_is_rotated_after_asking_and_other_browsers_are_logged_out(app, 
     assert browser.get(f"/api/numbers/{user.key}").status_code == 401
 
 
-def test_of_two_rotations_at_once_one_is_in_force_and_said_to_be(app, user):
-    """Each browser was shown a key; only the one that is told so has the one that works."""
-    clients, together, told = [], threading.Barrier(4), {}
-    for _ in range(4):
-        client = app.test_client()
-        post(client, "/login", api_key=user.key)
-        key, form = offered(client, "key")
-        clients.append((client, key, form | {"csrf_token": token(client, "/logout")}))
+@pytest.mark.parametrize("what", ["key", "secret"])
+def test_of_two_rotations_at_once_only_one_is_in_force(app, browser, user, what):
+    """The other has seen the old one in force, and then comes too late."""
+    other = logged_in(app, user.key)
+    (kept, form), (lost, late) = offered(browser, what), offered(other, what)
+    late |= {"csrf_token": token(other, "/logout")}
+    seen, go_on = threading.Event(), threading.Event()
 
-    def run(client, key, form):
-        together.wait()
-        client.post("/profile/key", data=form)
-        told[key] = client.get("/profile/edit").status_code == 200
+    def wait():
+        if threading.current_thread() is thread and not seen.is_set():
+            seen.set()
+            go_on.wait(60)
 
-    threads = [threading.Thread(target=run, args=args) for args in clients]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
+    after_statement(app, "FROM users", wait)
+    thread = threading.Thread(target=other.post, args=(f"/profile/{what}",), kwargs={"data": late})
+    thread.start()
+    try:
+        assert seen.wait(60)
+        post(browser, f"/profile/{what}", **form)
+        assert f"The new {what} is in force." in browser.get("/profile/edit").text
+    finally:
+        go_on.set()
         thread.join()
-    [in_force] = [key for key, done in told.items() if done]
-    for key in told:
-        status = app.test_client().get(f"/api/numbers/{key}").status_code
-        assert status == (200 if key == in_force else 401)
+    assert "in force" not in other.get("/profile/edit", follow_redirects=True).text
+    if what == "key":
+        statuses = [browser.get(f"/api/numbers/{key}").status_code for key in (kept, lost)]
+        assert statuses == [200, 401]
+        return
+    with app.app_context():
+        row = db.session.get(User, user.id)
+        assert unseal(row.webhook_secret) == kept
+        assert unseal(row.webhook_old_secret) == user.secret
 
 
 @pytest.mark.parametrize("what", ["key", "secret"])
@@ -588,13 +572,86 @@ def test_the_edit_page_shows_no_answer_to_an_sms(browser, failed):
     assert "Not delivered" not in browser.get(f"/profile/edit?tested={failed[0]}").text
 
 
-def test_what_is_not_redelivered_in_time_is_left_to_the_worker(
-    app, browser, failed, receiver, flask, monkeypatch
+@pytest.mark.parametrize(("seconds", "tried"), [(4.9, 3), (5, 2)])
+def test_what_is_not_redelivered_in_10_seconds_is_left_to_the_worker(
+    app, browser, failed, receiver, flask, clock, seconds, tried
 ):
-    monkeypatch.setattr("service.profile.REDELIVER_SECONDS", 0)
+    def pass_time():
+        clock.now += seconds
+
+    after_statement(app, "INSERT INTO attempts", pass_time)
     post(browser, "/profile/webhooks/redeliver", id="failed")
-    assert states(app) == ["pending"] * 3
-    assert flask("webhooks", "deliver", "--threads", 1, "--json")["delivered"] == 3
+    assert states(app) == ["delivered"] * tried + ["pending"] * (3 - tried)
+    told = "3 delivered" if tried == 3 else "1 pending, 2 delivered"
+    assert f"Tried again: {told}." in browser.get("/profile/webhooks").text
+    flask("webhooks", "deliver", "--threads", 1)
+    assert states(app) == ["delivered"] * 3
+
+
+@on_sqlite
+@pytest.mark.parametrize("what", ["url", "test", "redeliver", "failed"])
+def test_no_connection_is_held_while_others_are_called(
+    app, browser, failed, receiver, monkeypatch, what
+):
+    """Of the three that a process has, one is left: it goes round."""
+    statuses = []
+
+    def call():
+        statuses.append(app.test_client().get("/healthz").status_code)
+
+    def look_up(host, port, *_, **__):
+        call()
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+    when_called(receiver, call)
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    path, form = {
+        "url": ("edit", {"webhook_url": "http://slow.test/hook", "number_format": "full"}),
+        "test": ("test", {}),
+        "redeliver": ("webhooks/redeliver", {"id": failed[0]}),
+        "failed": ("webhooks/redeliver", {"id": "failed"}),
+    }[what]
+    with app.app_context():
+        engine = db.engine
+    with engine.connect(), engine.connect():
+        assert engine.pool.size() - engine.pool.checkedout() == 1
+        assert post(browser, f"/profile/{path}", **form).status_code == 302
+    assert statuses == [200] * (3 if what == "failed" else 1)
+
+
+@on_sqlite
+def test_other_calls_go_on_while_receivers_hold_more_calls_than_there_are_connections(
+    make_app, make_user
+):
+    answer, arrived = threading.Event(), threading.Semaphore(0)
+
+    def hold(connection, stopped):
+        connection.recv(65536)
+        arrived.release()
+        answer.wait(60)
+        connection.sendall(b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n")
+
+    app = make_app(WEBHOOK_TIMEOUT=60)
+    with raw_server(hold) as url:
+        user = make_user(webhook_url=url)
+        browser, pages = logged_in(app, user.key), []
+        senders = [logged_in(app, user.key) for _ in range(4)]
+        threads = [
+            threading.Thread(target=lambda client=client: pages.append(shown_test(client)))
+            for client in senders
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in threads:
+                assert arrived.acquire(timeout=20)
+            assert browser.get("/profile").status_code == 200
+            assert pages == []
+        finally:
+            answer.set()
+            for thread in threads:
+                thread.join()
+    assert ["<strong>Delivered</strong>" in page for page in pages] == [True] * 4
 
 
 def test_a_page_that_is_not_there_says_so_in_our_words(client):
@@ -602,7 +659,7 @@ def test_a_page_that_is_not_there_says_so_in_our_words(client):
     assert page.status_code == 404 and "There is no such page." in page.text
 
 
-@pytest.mark.parametrize("id", ["", "x", "99", "-1", "\u0661", "9" * 40])
+@pytest.mark.parametrize("id", ["", "x", "99", "-1", "\u0661", "9" * 18, "9" * 19, "9" * 40])
 def test_a_delivery_that_is_not_there_is_404(browser, failed, id):
     assert post(browser, "/profile/webhooks/redeliver", id=id).status_code == 404
 
@@ -617,24 +674,91 @@ def test_a_delivery_of_somebody_else_is_404(app, failed, make_user, receiver):
     assert receiver.received == [] and states(app) == ["dead"] * 3
 
 
-def test_what_a_worker_has_delivered_meanwhile_is_not_sent_again(
-    app, browser, failed, receiver, monkeypatch
-):
-    """The worker takes the second one while the first is tried."""
-    deliver, taken = delivery.deliver, []
+def test_what_was_delivered_meanwhile_is_not_sent_again(app, browser, failed, user, receiver):
+    """The second is redelivered in another tab while the first one is being tried."""
+    change(app, user, webhook_failures=0)
+    other, asked, told = logged_in(app, user.key), [], []
 
-    def first_the_worker(row, trigger):
-        if not taken:
-            taken.append(delivery.claim(failed[1], delivery.due(utcnow())))
-            db.session.commit()
-            deliver(db.session.get(Delivery, failed[1]), "worker")
-        return deliver(row, trigger)
+    def meanwhile():
+        asked.append(request.headers["webhook-id"])
+        if len(asked) == 1:
+            told.append(post(other, "/profile/webhooks/redeliver", id=failed[1]).status_code)
 
-    monkeypatch.setattr(delivery, "deliver", first_the_worker)
+    when_called(receiver, meanwhile)
     post(browser, "/profile/webhooks/redeliver", id="failed")
-    assert taken == [True]
-    ids = [headers["webhook-id"] for headers, _ in receiver.received]
-    assert len(ids) == len(set(ids)) == 3
+    assert told == [302] and states(app) == ["delivered"] * 3
+    assert len(asked) == len(set(asked)) == 3
+
+
+def test_what_is_being_tried_is_not_tried_by_hand_as_well(app, browser, failed, user, receiver):
+    change(app, user, webhook_failures=0)
+    other = logged_in(app, user.key)
+    when_called(receiver, lambda: post(other, "/profile/webhooks/redeliver", id=failed[0]) and None)
+    post(browser, "/profile/webhooks/redeliver", id=failed[0])
+    told = f"Delivery {failed[0]}: it is being tried just now."
+    assert told in other.get("/profile/webhooks").text
+    assert len(receiver.received) == 1
+
+
+def test_the_log_is_paged_and_filtered_by_state(app, browser, user, make_user):
+    def add(user_id, state, id):
+        db.session.add(Delivery(webhook_id=id, user_id=user_id, body=b"{}", state=state))
+
+    with app.app_context():
+        for state, times in (("dead", 21), ("pending", 1), ("delivered", 2)):
+            for n in range(times):
+                transact(lambda state=state, n=n: add(user.id, state, f"msg_{state}-{n:02}"))
+        stranger = make_user(name="Ben").id
+        transact(lambda: add(stranger, "dead", "msg_other"))
+
+    def shown(path):
+        page = browser.get(path).text
+        older = re.search(r'href="([^"]+)">Older', page)
+        return re.findall("msg_([^<]+)<", page), older and older[1].replace("&amp;", "&")
+
+    dead = [f"dead-{n:02}" for n in range(20, -1, -1)]
+    ids, older = shown("/profile/webhooks?state=dead")
+    assert ids == dead[:20]
+    assert shown(older) == (dead[20:], None)
+    assert shown("/profile/webhooks?state=pending") == (["pending-00"], None)
+    assert shown("/profile/webhooks?state=delivered") == (["delivered-01", "delivered-00"], None)
+    ids, older = shown("/profile/webhooks")
+    assert ids == ["delivered-01", "delivered-00", "pending-00", *dead[:17]]
+    assert shown(older) == (dead[17:], None)
+    assert shown("/profile/webhooks?state=nonsense")[0] == ids
+
+
+@on_sqlite
+def test_results_are_told_in_words(app, browser, user):
+    told = {
+        None: "not tried yet",
+        "200": "answered 200",
+        "301": "answered 301 (a redirect is not followed)",
+        "timeout": "no answer in time",
+        "dns": "the host name was not found",
+        "connect": "no connection",
+        "connection": "the connection broke",
+        "tls": "the TLS certificate or handshake was refused",
+        "forbidden": "the address may not be called",
+        "url": "the URL cannot be used",
+        "disabled": "the webhook is disabled",
+        "no_url": "no Webhook URL is set",
+        "circuit_open": "waiting until the endpoint is tried again",
+        "busy": "waiting for its turn",
+        "secret_unreadable": "the webhook secret has to be rotated",
+        "something new": "something new",
+    }
+
+    def add(n, result):
+        row = Delivery(webhook_id=f"msg_{n}", user_id=user.id, body=b"{}", last_result=result)
+        db.session.add(row)
+
+    with app.app_context():
+        for n, result in enumerate(told):
+            transact(lambda n=n, result=result: add(n, result))
+    page = browser.get("/profile/webhooks").text
+    found = re.findall(r"UTC</time> · (.+?)</small>", page, re.DOTALL)
+    assert [sentence.strip() for sentence in found] == list(told.values())[::-1]
 
 
 def test_after_a_pause_what_waits_is_due_at_once(app, browser, failed, user, receiver):
