@@ -7,7 +7,7 @@ import pytest
 from flask_migrate import check, downgrade, upgrade
 from sqlalchemy import delete, inspect
 
-from config import Config, ConfigError
+from config import ConfigError
 from service.gateways import FORMATS
 from service.models import Delivery, Message, User, count, db, transact, utcnow
 from tests.conftest import SYSTEM_KEY
@@ -203,38 +203,6 @@ def test_migrations_go_up_and_down_and_leave_no_drift(make_app, empty_database_u
 def test_demo_once_makes_the_round_trip(flask):
     output = flask("demo", "--once")
     assert "4. webhook: delivered, signed, and exactly as documented" in output
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("MAIN_SERVER_URL", "main.example.com"),
-        ("MAIN_SERVER_URL", "https://u:p@main.example.com"),
-        ("MAIN_SERVER_URL", "https://main.example.com/?x=1"),
-        ("MAIN_SERVER_USER_ID", "x"),
-        ("MAIN_SERVER_WEBHOOK_SECRET", "secret"),
-        ("UPSTREAM_TIMEOUT", "0"),
-        ("UPSTREAM_TIMEOUT", "nan"),
-        ("INIT_CACHE_SECONDS", "-1"),
-        ("WEBHOOK_TIMEOUT", "soon"),
-        ("WEBHOOK_REQUIRE_HTTPS", "maybe"),
-        ("WEBHOOK_ALLOWED_NETWORKS", "10.0.0.0/33"),
-        ("TRUSTED_PROXIES", "-1"),
-        ("RETENTION_DAYS", "1_0"),
-        ("PORT", "65536"),
-        ("WEB_CONCURRENCY", "0"),
-        ("THREADS", "٣"),
-        ("LOG_LEVEL", "loud"),
-    ],
-)
-def test_a_bad_setting_stops_the_start_and_is_named(name, value):
-    with pytest.raises(ConfigError, match=name):
-        Config({name: value})
-
-
-def test_an_empty_setting_is_the_default():
-    empty = dict.fromkeys(vars(Config({})), "")
-    assert vars(Config(empty)) == vars(Config({}))
 
 
 def test_summary_shows_whose_numbers_never_receive_an_sms(
