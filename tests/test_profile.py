@@ -504,6 +504,25 @@ def test_a_secret_of_another_secret_key_is_cured_by_one_rotation(app, browser, u
     assert "<strong>Delivered</strong>" in shown_test(browser)
 
 
+@on_sqlite
+def test_what_was_sealed_before_is_read_and_a_secret_is_never_stored_as_it_is(
+    app, browser, user, receiver
+):
+    """SECRET_KEY opens the secrets of every deployment that there is."""
+    sealed = (
+        "gAAAAABrB8augCvLIhej7NiVXhaqJQwKhEN_fnAUg9flSNkfzcqhwapo_yqXguGpgNXKNI"
+        "yymwFtMx7K1aF4OeYb9XHzL03lMF-h6jwaB0yRtLGKw-PKYGXh7o3OsUtxXc7hy6lF-pp_"
+    )
+    change(app, user, webhook_url=receiver.url, webhook_secret=sealed)
+    assert "<strong>Delivered</strong>" in shown_test(browser)
+    [(headers, body)] = receiver.received
+    Webhook("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").verify(body, dict(headers.items()))
+    secret, form = offered(browser, "secret")
+    post(browser, "/profile/secret", **form)
+    with app.app_context():
+        assert secret not in str(vars(db.session.get(User, user.id)))
+
+
 # --- the webhook log ----------------------------------------------------------------------
 
 

@@ -282,7 +282,8 @@ def test_a_throttle_keeps_ten_thousand_names_and_forgets_those_taken_longest_ago
     throttle.take("one more")
     assert full("again") and not full("early")
     throttle.take("late")  # which was put at the end by that
-    throttle.take("and one more")
+    for name in ("second", "third"):
+        throttle.take(name)
     assert full("late") and not full("again")
 
 
