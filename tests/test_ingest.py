@@ -245,6 +245,16 @@ def test_half_a_surrogate_pair_is_stored_not_refused(app, client, make_provider)
     assert messages(app)[0].sms_text == "half \ufffd pair 😀"
 
 
+def test_without_a_webhook_url_there_is_nothing_to_deliver(
+    app, client, make_user, make_provider, assign
+):
+    """Nor later, when the user has set one."""
+    assign(make_user().id)
+    assert client.post(make_provider(), json=SMS).json["data"]["webhook"] == "none"
+    with app.app_context():
+        assert db.session.scalar(select(func.count()).select_from(Delivery)) == 0
+
+
 def test_without_a_code_it_is_stored_and_fires_no_webhook(
     client, make_user, make_provider, assign, receiver
 ):
