@@ -107,7 +107,7 @@ def test_networks_are_separated_by_commas_or_spaces():
         ("MAIN_SERVER_WEBHOOK_SECRET", "geheim"),
         ("DATABASE_URL", "geheim"),
         ("DATABASE_URL", "postgresql://u:geheim@h/n"),
-        ("DATABASE_URL", "mysql://u:geheim@h:99999/n"),
+        ("DATABASE_URL", "mysql://u:geheim@h:65536/n"),
         ("DATABASE_URL", "mysql://u:geheim@h:x/n"),
         ("DATABASE_URL", "mysql://u:geheim@h/"),
         ("DATABASE_URL", "mysql://u:geheim@h/n?ssl-ca=/none"),
