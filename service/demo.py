@@ -45,7 +45,7 @@ class _Demo:
         sandbox = create_sandbox(self.system_key, webhook_secret=main_secret)
         self.main_server = self.serve(sandbox)
         self.receiver = self.serve(self.create_receiver())
-        app = create_app(
+        self.app = app = create_app(
             Config(
                 {
                     "DATABASE_URL": f"sqlite:///{folder / 'demo.sqlite3'}",
@@ -76,6 +76,8 @@ class _Demo:
         for server in self.servers:
             server.shutdown()
             server.server_close()
+        with self.app.app_context():
+            db.engine.dispose()
 
     def create_receiver(self):
         """What a user's own server would do: check the signature, take the code."""
