@@ -1,5 +1,8 @@
 """How gunicorn serves the app: `gunicorn wsgi:app`; the numbers come from the settings."""
 
+import socket
+import struct
+
 from gunicorn.workers.gthread import ThreadWorker
 
 from config import Config
@@ -19,10 +22,24 @@ class Worker(ThreadWorker):
         if not self.alive:
             for listener in self.sockets:
                 before = -1
-                while before != self.nr_conns:
+                while before != self.nr_conns or waiting(listener):
                     before = self.nr_conns
                     self.accept(listener)
                 listener.close()
+
+
+def waiting(listener):
+    """How many connections wait to be accepted; 0 where the system does not tell.
+
+    After an accept() that found none, other threads may run for milliseconds before this one
+    goes on, and who connects then is reset. This does not let them.
+    """
+    if not hasattr(socket, "TCP_INFO") or listener.family == socket.AF_UNIX:
+        return 0
+    # tcpi_unacked is the length of a listening socket's queue (Linux, tcp_get_info())
+    return struct.unpack_from(
+        "I", listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 28), 24
+    )[0]
 
 
 settings = Config.from_environment()
