@@ -66,6 +66,8 @@ def emptied(server):
 
 # For what SQLite does not have: deadlocks, TLS
 on_mariadb = pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
+# For what is the same on every engine, and for what only SQLite has
+on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
 @pytest.fixture(params=["sqlite", "mariadb"])

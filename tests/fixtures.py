@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -89,5 +90,9 @@ def start(tmp_path):
 
     yield run
     for process in processes:
-        process.terminate()
-        process.wait()
+        process.send_signal(signal.SIGINT)  # gunicorn does not wait for its connections then
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

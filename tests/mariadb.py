@@ -128,6 +128,7 @@ class GaleraNode(MariaDB):
             with contextlib.suppress(pymysql.err.OperationalError):
                 if self.run(state)[0][1] == "Synced":
                     return
+            assert self.process.poll() is None, (self.folder / "log").read_text()
             time.sleep(0.1)
 
 

@@ -1,10 +1,14 @@
 """The database: URLs, transactions that are tried again, migrations, several processes."""
 
+import contextlib
+import functools
 import sqlite3
 import ssl
 import subprocess
 import threading
-from datetime import UTC, datetime, timedelta
+import time
+from datetime import UTC, datetime, timedelta, timezone
+from types import SimpleNamespace
 
 import pytest
 import requests
@@ -12,27 +16,32 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from flask_migrate import downgrade, upgrade
-from sqlalchemy import func, inspect, select, text
+from sqlalchemy import event, func, inspect, select, text
 from sqlalchemy.exc import DBAPIError
 
 from config import POOL_SIZE, Config, ConfigError, database
 from service import checks, delivery
 from service.models import (
     Message,
+    Operator,
     PhoneNumber,
     SystemSummary,
     User,
+    UserSummary,
+    count,
     db,
     release,
     transact,
+    upsert,
     utcnow,
 )
 from tests.conftest import SECRET_KEY, SYSTEM_KEY
-from tests.databases import on_mariadb, skip_or_fail
+from tests.databases import on_mariadb, on_sqlite, skip_or_fail
 from tests.fixtures import BIN, ROOT
 from tests.mariadb import MariaDB, free_port, missing
-from tests.peers import sandbox, serving
+from tests.peers import raw_server, sandbox, serving, until
 from tests.test_get_number import answer, in_threads
+from tests.test_profile import offered, post, token
 
 # --- DATABASE_URL -------------------------------------------------------------------------
 
@@ -145,9 +154,9 @@ def test_ssl_mode_against_a_server_with_tls(make_app, tls_server, query, encrypt
 def test_connections_are_set_up_as_promised(app):
     with app.app_context():
         if db.engine.dialect.name == "sqlite":
-            pragmas = ("journal_mode", "synchronous", "foreign_keys")
+            pragmas = ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
             found = [db.session.scalar(text(f"PRAGMA {name}")) for name in pragmas]
-            assert found == ["wal", 2, 1]
+            assert found == ["wal", 2, 1, 15000]
         else:
             variables = "@@tx_isolation, @@character_set_connection, @@innodb_lock_wait_timeout"
             found = db.session.execute(text(f"SELECT {variables}")).one()
@@ -183,8 +192,9 @@ def rename(user_id, name):
     db.session.execute(text("UPDATE users SET name = :n WHERE id = :i"), {"n": name, "i": user_id})
 
 
+@on_mariadb
 def test_a_real_deadlock_is_tried_again_as_a_whole(app, two_users):
-    """Two transactions lock two rows in opposite order: on MariaDB one is the victim (1213)."""
+    """Two transactions lock two rows in opposite order, so that one is the victim (1213)."""
     both_hold_one = threading.Barrier(2, timeout=60)
     runs = []
 
@@ -194,7 +204,7 @@ def test_a_real_deadlock_is_tried_again_as_a_whole(app, two_users):
         def work():
             runs.append(i)
             rename(first, f"by {i}")
-            if len(runs) <= 2 and db.engine.dialect.name != "sqlite":
+            if len(runs) <= 2:
                 both_hold_one.wait()
             rename(second, f"by {i}")
 
@@ -204,52 +214,96 @@ def test_a_real_deadlock_is_tried_again_as_a_whole(app, two_users):
     in_threads(2, call)
     with app.app_context():
         assert len(set(db.session.scalars(select(User.name)))) == 1  # one of them, wholly
-        assert len(runs) == (2 if db.engine.dialect.name == "sqlite" else 3)
+        assert len(runs) == 3
 
 
-def test_a_lock_held_too_long_is_tried_again(app, two_users):
-    """SQLite "database is locked", MySQL 1205: who waits gets there once the lock is free."""
-    held, tries, free = threading.Event(), [], threading.Event()
+@pytest.fixture
+def locked_out(app, database_url):
+    """Somebody else writes, and who waits for that gives up soon.
 
-    def hold():
-        with app.app_context(), db.engine.connect().execution_options(writes=True) as connection:
-            connection.execute(text("UPDATE users SET name = 'holder'"))
-            held.set()
-            free.wait(60)
-            connection.rollback()
+    Gives `errors`, the numbers of the failures so far, and `release`, called after each.
+    """
+    state = SimpleNamespace(errors=[], release=lambda: None)
+    on_sqlite = database_url.startswith("sqlite")
+    with app.app_context():
+        engine = db.engine
+        # Until then a connection has the promised patience
+        engine.dispose()
+        short = "PRAGMA busy_timeout=10" if on_sqlite else "SET innodb_lock_wait_timeout=1"
 
-    holder = threading.Thread(target=hold)
-    holder.start()
-    assert held.wait(60)
+        @event.listens_for(engine, "connect")
+        def hurry(connection, _record):
+            cursor = connection.cursor()
+            cursor.execute(short)
+            cursor.close()
+
+        @event.listens_for(engine, "handle_error")
+        def failed(context):
+            state.errors.append(str(context.original_exception))
+            state.release()
+
+        with engine.connect().execution_options(writes=True) as holder:
+            holder.execute(text("UPDATE users SET name = 'holder'"))
+            state.rollback = holder.rollback
+            yield state
+
+
+def test_a_lock_held_too_long_is_tried_again(app, two_users, locked_out):
+    """SQLite "database is locked", MySQL 1205: the whole of it, and counted once."""
+    locked_out.release = locked_out.rollback
+
+    def work():
+        count(two_users[0], utcnow(), requests=1)  # 1205 alone would leave it counted
+        rename(two_users[0], "got there")
+
+    transact(work)
+    assert len(locked_out.errors) == 1
+    assert "locked" in locked_out.errors[0] or "1205" in locked_out.errors[0]
+    assert db.session.get(User, two_users[0]).name == "got there"
+    for summary in (UserSummary, SystemSummary):
+        assert db.session.scalar(select(func.sum(summary.requests))) == 1
+
+
+def test_a_lock_that_is_never_free_is_given_up(app, two_users, locked_out):
+    """After the patience, with longer and longer pauses between the tries."""
+    with pytest.raises(DBAPIError, match=r"locked|1205"):
+        transact(lambda: rename(two_users[0], "never"), patience=0.5)
+    # At least 0.01 + 0.02 + 0.04 + … seconds between them
+    assert 1 <= len(locked_out.errors) <= 7
+    assert not db.session().in_transaction()
+
+
+PASSING = [1213, 1205, 1053, 2003, 2006, 2013, 2055, 1040, 1047]
+
+
+@on_mariadb
+@pytest.mark.parametrize("code", PASSING)
+def test_what_passes_on_mysql_is_tried_again(app, two_users, code):
+    """Deadlock, lock wait, shutdown, no server, lost connections, too many of them, Galera."""
+    connections = []
+
+    def work():
+        connections.append(db.session.scalar(text("SELECT CONNECTION_ID()")))
+        count(two_users[0], utcnow(), requests=1)
+        if len(connections) == 1:
+            db.session.execute(text(f"SIGNAL SQLSTATE '45000' SET MYSQL_ERRNO = {code}"))
 
     with app.app_context():
-        sqlite = db.engine.dialect.name == "sqlite"
-        short = "PRAGMA busy_timeout=10" if sqlite else "SET SESSION innodb_lock_wait_timeout=1"
-        with db.engine.connect() as connection:  # the pool's, which the transaction takes next
-            connection.execute(text(short))
-
-        def work():
-            tries.append(1)
-            if not sqlite and len(tries) == 2:
-                free.set()
-                holder.join()
-            rename(two_users[0], "got there")
-
-        if sqlite:
-            threading.Timer(0.5, free.set).start()
         transact(work)
-        assert db.session.get(User, two_users[0]).name == "got there"
-    holder.join()
-    assert len(tries) >= (1 if sqlite else 2)
+        assert len(connections) == 2
+        assert db.session.scalar(select(func.sum(UserSummary.requests))) == 1
+        if code == 1047:  # a node that has lost the others is left for another one
+            assert len(set(connections)) == 2
 
 
+@on_mariadb
 def test_a_lost_connection_is_tried_again(app, two_users):
     runs = []
 
     def work():
         runs.append(1)
         rename(two_users[0], f"run {len(runs)}")
-        if len(runs) == 1 and db.engine.dialect.name != "sqlite":
+        if len(runs) == 1:
             me = db.session.scalar(text("SELECT CONNECTION_ID()"))
             with db.engine.connect() as other:
                 other.execute(text(f"KILL CONNECTION {me}"))
@@ -257,31 +311,219 @@ def test_a_lost_connection_is_tried_again(app, two_users):
 
     with app.app_context():
         transact(work)
-        assert set(db.session.scalars(select(User.name))) == {f"run {len(runs)}"}
-        assert len(runs) == (1 if db.engine.dialect.name == "sqlite" else 2)
+        assert set(db.session.scalars(select(User.name))) == {"run 2"}
 
 
-def test_what_does_not_pass_is_not_tried_again_and_what_passes_is_bounded(app, two_users):
+@on_mariadb
+def test_a_connection_that_died_while_idle_is_replaced_before_it_is_used(
+    client, make_user, mariadb_server
+):
+    """A mere read is not tried again: without a look at the connection it would be a 500."""
+    path = f"/api/numbers/{make_user().key}"
+    assert client.get(path).status_code == 200
+    sql = "SELECT id FROM information_schema.processlist WHERE db = 'migrated'"
+    killed = [id for (id,) in mariadb_server.run(sql)]
+    for id in killed:
+        mariadb_server.run(f"KILL CONNECTION {id}")
+    time.sleep(1.1)  # a connection used within a second is taken to be alive
+    assert killed
+    assert client.get(path).status_code == 200
+
+
+@on_mariadb
+def test_nodes_are_tried_in_turn_and_the_one_that_answered_is_kept(make_app, mariadb_server):
+    tried = []
+
+    def hang_up(connection, _stopped):
+        tried.append(1)
+
+    with raw_server(hang_up) as dead:
+        port = dead.rpartition(":")[2]
+        nodes = f"127.0.0.1:{port},127.0.0.1:{mariadb_server.port}"
+        with make_app(DATABASE_URL=f"mysql://root@{nodes}/migrated").app_context():
+            for _ in range(3):
+                assert db.session.scalar(text("SELECT 1")) == 1
+                db.session.remove()
+                db.engine.dispose()
+        assert len(tried) == 1
+        url = f"mysql://root@127.0.0.1:{port},127.0.0.1:{port}/migrated"
+        with make_app(DATABASE_URL=url).app_context(), pytest.raises(DBAPIError):
+            db.session.scalar(text("SELECT 1"))
+        assert len(tried) == 3
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_work_that_fails_changes_nothing(app, two_users, error):
+    """Not even with the next transaction, which the same thread or another one makes."""
+
+    def work():
+        count(two_users[0], utcnow(), requests=1)
+        rename(two_users[0], "half")
+        raise error
+
+    with app.app_context():
+        with pytest.raises(error):
+            transact(work)
+        assert not db.session().in_transaction()
+
+        def next_one(_):
+            with app.app_context():
+                transact(lambda: rename(two_users[1], "next"))
+
+        in_threads(1, next_one)
+        transact(lambda: None)
+        assert set(db.session.scalars(select(User.name))) == {"Ann", "next"}
+        assert db.session.scalar(select(func.count()).select_from(UserSummary)) == 0
+
+
+def test_what_does_not_pass_is_not_tried_again(app):
     runs = []
 
     def wrong():
         runs.append(1)
         db.session.execute(text("SELECT nonsense FROM users"))
 
+    with app.app_context(), pytest.raises(DBAPIError):
+        transact(wrong)
+    assert len(runs) == 1
+
+
+@on_sqlite
+def test_on_sqlite_a_writer_has_the_lock_from_the_start_and_a_reader_never(app, tmp_path):
+    """One that took it later would be refused half-way, when another was quicker."""
+    other = sqlite3.connect(tmp_path / "test.sqlite3", isolation_level=None, timeout=0)
+
+    def refused():
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            other.execute("BEGIN IMMEDIATE")
+
+    with contextlib.closing(other), app.app_context():
+        transact(refused)
+        assert db.session.scalar(select(func.count()).select_from(User)) == 0
+        other.execute("BEGIN IMMEDIATE")
+        assert db.session.scalar(select(func.count()).select_from(User)) == 0
+        other.execute("ROLLBACK")
+
+
+@on_sqlite
+def test_who_waits_for_the_turn_to_write_holds_no_connection(app):
+    """Threads of a process write one after the other; the pool of 3 is there for the others."""
+    waiting, go_on = threading.Barrier(POOL_SIZE, timeout=60), threading.Event()
+
+    def call(i):
+        with app.app_context():
+            db.session.scalar(text("SELECT 1"))  # so it has a connection
+            if i == 0:
+                transact(lambda: (waiting.wait(), go_on.wait(60)))
+            else:
+                waiting.wait()
+                transact(lambda: None)
+
+    callers = threading.Thread(target=in_threads, args=(POOL_SIZE, call))
+    callers.start()
+    try:
+        with app.app_context():
+            pool = db.engine.pool
+            until(lambda: pool.checkedout() == 1)
+            time.sleep(0.2)  # who does not wait for the turn has asked for the lock by then
+            assert pool.checkedout() == 1
+            assert db.session.scalar(text("SELECT 1")) == 1
+    finally:
+        go_on.set()
+        callers.join()
+
+
+@on_mariadb
+def test_of_two_rotations_that_overlap_the_second_sees_the_first(app, make_user, mariadb_server):
+    """It waits for the user's row, and then finds that its offer is out of date."""
+    user, told = make_user(), {}
+    browsers = []
+    for _ in range(2):
+        browser = app.test_client()
+        post(browser, "/login", api_key=user.key)
+        key, form = offered(browser, "key")
+        browsers.append((browser, key, form | {"csrf_token": token(browser, "/logout")}))
+
+    def rotate(browser, key, form):
+        browser.post("/profile/key", data=form)
+        told[key] = browser.get("/profile/edit").status_code == 200
+
+    def there_is(where):
+        found = f"SELECT 1 FROM information_schema.{where}"
+        until(lambda: mariadb_server.run(found))
+
+    threads = [threading.Thread(target=rotate, args=args) for args in browsers]
+    gate = "IF GET_LOCK('gate', 60) THEN DO RELEASE_LOCK('gate'); END IF;"
+    mysql_trigger(app, "UPDATE", "users", gate)
+    try:
+        with mariadb_server.connect() as holder, holder.cursor() as cursor:
+            cursor.execute("SELECT GET_LOCK('gate', 0)")
+            threads[0].start()
+            there_is("processlist WHERE state = 'User lock'")  # it has the row
+            threads[1].start()
+            there_is("innodb_trx WHERE trx_state = 'LOCK WAIT'")
+        for thread in threads:
+            thread.join()
+    finally:
+        drop_triggers(app)
+    (_, first, _), (_, second, _) = browsers
+    assert told == {first: True, second: False}
+    statuses = [app.test_client().get(f"/api/numbers/{key}").status_code for key in told]
+    assert statuses == [200 if done else 401 for done in told.values()]
+
+
+# --- rows ---------------------------------------------------------------------------------
+
+
+def test_times_come_back_in_utc_whatever_zone_they_were_given_in(app, make_user):
+    given = datetime(2026, 3, 1, 1, 30, 0, 123456, timezone(timedelta(hours=2)))
+    user = make_user(created_at=given)
     with app.app_context():
-        with pytest.raises(DBAPIError):
-            transact(wrong)
-        assert len(runs) == 1
-        if db.engine.dialect.name == "sqlite":
-            return
+        row = db.session.get(User, user.id, populate_existing=True)
+        assert row.created_at.isoformat() == "2026-02-28T23:30:00.123456+00:00"
+        assert row.webhook_open_until is None
 
-        def deadlock():
-            runs.append(1)
-            db.session.execute(text("SIGNAL SQLSTATE '40001' SET MYSQL_ERRNO = 1213"))
 
-        with pytest.raises(DBAPIError, match="1213"):
-            transact(deadlock, patience=0.2)
-        assert len(runs) > 3
+def test_counts_are_the_days_and_spread_over_the_shards(app, two_users):
+    """A count of nobody is the deployment's alone; a day is UTC's."""
+    at = datetime(2026, 3, 1, 1, 30, tzinfo=timezone(timedelta(hours=2)))
+
+    def some():
+        for _ in range(40):
+            count(two_users[0], at, sms=1, otps=2)
+            count(None, at, sms=1, unmatched=1)
+        count(two_users[1], at + timedelta(days=1), webhooks_delivered=3)
+
+    with app.app_context():
+        transact(some)
+        own = {(row.user_id, row.day.day): row for row in db.session.scalars(select(UserSummary))}
+        assert set(own) == {(two_users[0], 28), (two_users[1], 1)}
+        first = own[two_users[0], 28]
+        assert (first.sms, first.otps, first.requests, first.numbers) == (40, 80, 0, 0)
+        assert own[two_users[1], 1].webhooks_delivered == 3
+        shards = db.session.scalars(select(SystemSummary)).all()
+        on_28 = [row for row in shards if row.day.day == 28]
+        assert 1 < len(on_28) <= 16
+        assert {row.shard for row in shards} <= set(range(16))
+        assert [sum(getattr(row, name) for row in on_28) for name in ("sms", "unmatched")] == [
+            80,
+            40,
+        ]
+
+
+def test_upsert_makes_a_row_or_changes_what_it_is_given_of_it(app):
+    def write(id, **values):
+        transact(lambda: upsert(Operator, {"id": id}, values | {"updated_at": utcnow()}))
+
+    with app.app_context():
+        write(1, name="One", country_id=1)
+        write(2, name="Two", country_id=2)
+        write(2, name="Deux")
+        rows = db.session.execute(select(Operator.id, Operator.name, Operator.country_id))
+        assert [tuple(row) for row in rows] == [(1, "One", 1), (2, "Deux", 2)]
+
+
+# --- the database refuses at the wrong moment ----------------------------------------------
 
 
 def mysql_trigger(app, event, table, body):
@@ -413,18 +655,27 @@ def test_migrations_over_data_up_and_down(make_app, empty_database_url):
         downgrade(revision="base")
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_a_new_sqlite_file_waits_for_the_process_that_makes_it(make_app, tmp_path):
+@on_sqlite
+def test_a_new_sqlite_file_waits_for_the_process_that_makes_it(make_app, tmp_path, monkeypatch):
     """Switching to WAL is refused, not delayed, while another process writes: it is tried again."""
-    path = tmp_path / "new.sqlite3"
-    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    path, refused = tmp_path / "new.sqlite3", []
+    other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    commit = threading.Timer(0.3, other.execute, ["COMMIT"])
-    commit.start()
-    with make_app(DATABASE_URL=f"sqlite:///{path}").app_context():
+
+    class Watched(sqlite3.Connection):
+        def execute(self, *args):
+            try:
+                return super().execute(*args)
+            except sqlite3.OperationalError as e:
+                refused.append(str(e))
+                other.execute("COMMIT")
+                raise
+
+    connect = functools.partial(sqlite3.connect, factory=Watched)
+    monkeypatch.setattr(sqlite3.dbapi2, "connect", connect)
+    with contextlib.closing(other), make_app(DATABASE_URL=f"sqlite:///{path}").app_context():
         assert db.session.scalar(text("PRAGMA journal_mode")) == "wal"
-    commit.join()
-    other.close()
+    assert refused == ["database is locked"]
 
 
 def test_release_processes_at_once_do_no_harm(make_app, empty_database_url):

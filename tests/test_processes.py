@@ -1,10 +1,14 @@
 """The real processes: gunicorn and `flask run`, over real sockets, and what they log."""
 
+import contextlib
+import itertools
+import os
 import re
 import signal
 import socket
+import subprocess
 import threading
-import time
+from pathlib import Path
 
 import requests
 from flask import Flask
@@ -13,9 +17,10 @@ from service import logs
 from service.models import new_key
 from service.sandbox import create_sandbox
 from tests.conftest import SECRET_KEY, SYSTEM_KEY
-from tests.fixtures import NUMBER
+from tests.databases import on_sqlite
+from tests.fixtures import BIN, NUMBER, ROOT
 from tests.mariadb import free_port
-from tests.peers import serving
+from tests.peers import serving, until
 
 
 def test_flask_run_starts_without_configuration(start, tmp_path):
@@ -28,6 +33,7 @@ def test_flask_run_starts_without_configuration(start, tmp_path):
     assert "any-key" not in (tmp_path / "log").read_text()
 
 
+@on_sqlite
 def test_what_gateways_send_in_the_query_is_not_logged(
     start, make_provider, tmp_path, database_url
 ):
@@ -47,16 +53,17 @@ def test_what_gateways_send_in_the_query_is_not_logged(
     assert "918273" not in log and "Geheim" not in log and "447400849540" not in log
 
 
-def gunicorn(start, main_server, database_url):
+def gunicorn(start, main_server, database_url, **env):
     port = free_port()
     return start(
         "gunicorn", "--bind", f"127.0.0.1:{port}", "wsgi:app", port=port,
         DATABASE_URL=database_url, MAIN_SERVER_URL=main_server, SYSTEM_API_KEY=SYSTEM_KEY,
         SECRET_KEY=SECRET_KEY, WEBHOOK_REQUIRE_HTTPS="0", WEBHOOK_ALLOWED_NETWORKS="127.0.0.0/8",
-        WEB_CONCURRENCY="2", THREADS="4", LOG_LEVEL="DEBUG",
+        **({"WEB_CONCURRENCY": "2", "THREADS": "4", "LOG_LEVEL": "DEBUG"} | env),
     )  # fmt: skip
 
 
+@on_sqlite
 def test_no_key_code_or_text_is_logged_end_to_end(
     start, make_user, make_provider, tmp_path, database_url
 ):
@@ -101,6 +108,7 @@ def test_no_key_code_or_text_is_logged_end_to_end(
     assert any('method=GET path="/api/get-number/***" status=200' in line for line in mine)
 
 
+@on_sqlite
 def test_sigterm_under_load_drops_no_request(start, make_user, database_url):
     """Every request that was sent before or during the stop is answered, or was never taken."""
     with serving(create_sandbox(SYSTEM_KEY, delay=0.5)) as main_server:
@@ -121,16 +129,104 @@ def test_sigterm_under_load_drops_no_request(start, make_user, database_url):
         threads = [threading.Thread(target=call) for _ in range(6)]
         for thread in threads:
             thread.start()
-        while len(statuses) < 6:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
-        stopping.set()
-        for thread in threads:
-            thread.join()
+        try:
+            until(lambda: len(statuses) >= 6)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait() == 0
+        finally:
+            stopping.set()
+            for thread in threads:
+                thread.join()
     assert dropped == []
     assert len(statuses) > 6  # some were under way
     assert set(statuses) == {200}
+
+
+@on_sqlite
+def test_sigterm_answers_who_waits_to_be_accepted_and_refuses_who_comes_later(
+    start, make_user, database_url
+):
+    """One call is with the main server when the stop comes, and five have not been accepted:
+    the process is suspended, so that they wait in the queue of its listening socket.
+    """
+    asked, go_on, serial = threading.Event(), threading.Event(), itertools.count(1000)
+    main_server = Flask("main server")
+
+    @main_server.get("/api/get-number/<key>")
+    def get_number(key):
+        asked.set()
+        go_on.wait(100)
+        number = f"+1202555{next(serial)}"
+        return {"status": "success", "data": {"phone_number": number}}
+
+    with contextlib.ExitStack() as stack:
+        behind = stack.enter_context(serving(main_server))
+        stack.callback(go_on.set)
+        process, url = gunicorn(start, behind, database_url, WEB_CONCURRENCY="1")
+        address = ("127.0.0.1", int(url.rpartition(":")[2]))
+        path = f"/api/get-number/{make_user().key}?country_id=2"
+        request = f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
+
+        def send():
+            sock = stack.enter_context(socket.create_connection(address))
+            sock.sendall(request)
+            return sock
+
+        calls = [send()]
+        assert asked.wait(100)
+        [worker] = children(process)
+        os.kill(worker, signal.SIGSTOP)
+        until(lambda: status_of(worker, "State")[0] == "T")
+        calls += [send() for _ in range(5)]
+        process.send_signal(signal.SIGTERM)
+        until(lambda: int(status_of(worker, "ShdPnd"), 16) & SIGTERM_IS_PENDING)
+        os.kill(worker, signal.SIGCONT)
+
+        def refused():
+            try:
+                socket.create_connection(address).close()
+            except ConnectionRefusedError:
+                return True
+
+        until(refused)
+        assert process.poll() is None  # its answers are not out yet
+        go_on.set()
+        for sock in calls:
+            with sock.makefile("rb") as answer:
+                assert answer.readline() == b"HTTP/1.1 200 OK\r\n"
+            sock.close()  # gunicorn waits for that, for two seconds
+        assert process.wait() == 0
+
+
+def children(process):
+    text = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    return [int(pid) for pid in text.split()]
+
+
+SIGTERM_IS_PENDING = 1 << (signal.SIGTERM - 1)
+
+
+def status_of(pid, field):
+    return re.search(rf"^{field}:\s+(\w+)", Path(f"/proc/{pid}/status").read_text(), re.M)[1]
+
+
+def test_gunicorn_is_set_up_from_the_settings():
+    """A call that waits for the main server twice and for a receiver is never cut."""
+    env = {"PATH": str(BIN), "DATABASE_URL": "sqlite://", "SECRET_KEY": SECRET_KEY}
+    env |= {"PORT": "8123", "WEB_CONCURRENCY": "3", "THREADS": "5", "LOG_LEVEL": "ERROR"}
+    env |= {"UPSTREAM_TIMEOUT": "50", "WEBHOOK_TIMEOUT": "70"}
+    command = [BIN / "gunicorn", "--print-config", "wsgi:app"]
+    printed = subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, check=True).stdout
+    found = dict(re.findall(r"(\w+) += (.*)", printed.decode()))
+    assert (found["bind"], found["workers"], found["threads"]) == ("['0.0.0.0:8123']", "3", "5")
+    assert int(found["timeout"]) >= 2 * 50 + 70 + 10
+    assert int(found["graceful_timeout"]) >= 2 * 50 + 70 + 10
+    # A router keeps a connection for 90 seconds; if it were us who closed, it would call into it
+    assert int(found["keepalive"]) > 90
+    # Processes end now and then, not all at once, against memory that is never given back
+    assert int(found["max_requests"]) > int(found["max_requests_jitter"]) > 0
+    assert found["control_socket_disable"] == "True"
+    assert "ERROR" in found["logconfig_dict"]
 
 
 def test_masking():
@@ -146,6 +242,7 @@ def test_masking():
     assert logs.mask(f"X-Api-Keyÿ{key}") == "X-Api-Keyÿusr_***"
 
 
+@on_sqlite
 def test_a_long_sms_in_the_query_is_taken(start, make_provider, database_url):
     """1,000 characters of UCS-2 are 6 kB there; gunicorn's own limit is 4 kB."""
     _, url = gunicorn(start, "http://127.0.0.1:1", database_url)
@@ -154,6 +251,7 @@ def test_a_long_sms_in_the_query_is_taken(start, make_provider, database_url):
     assert requests.get(f"{url}{path}", params=query, timeout=30).status_code == 200
 
 
+@on_sqlite
 def test_what_gunicorn_does_not_understand_is_not_logged(
     start, make_provider, tmp_path, database_url
 ):
