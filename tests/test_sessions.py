@@ -87,6 +87,9 @@ def test_key_rotation_logs_out(browser, user, flask):
     flask("users", "rotate-key", user.id)
     assert browser.get("/profile").headers["Location"] == "/login"
     assert "You have been logged out." in browser.get("/login").text
+    # ... which is said once: the session is over
+    assert browser.get("/profile").headers["Location"] == "/login"
+    assert "You have been logged out." not in browser.get("/login").text
 
 
 @on_sqlite
@@ -134,6 +137,15 @@ def test_a_session_ends_12_hours_after_the_login_however_it_is_used(browser, mon
         assert post(browser, "/profile/reveal", reveal="1").headers["Location"] == "/profile"
     monkeypatch.setattr(time, "time", lambda: began + 3600 * 12.1)
     assert browser.get("/profile").headers["Location"] == "/login"
+
+
+@on_sqlite
+def test_a_login_form_is_taken_for_12_hours(client, user, monkeypatch):
+    opened, form = time.time(), {"csrf_token": token(client), "api_key": user.key}
+    monkeypatch.setattr(time, "time", lambda: opened + 3600 * 12.1)
+    assert client.post("/login", data=form).status_code == 400
+    monkeypatch.setattr(time, "time", lambda: opened + 3600 * 11.9)
+    assert client.post("/login", data=form).status_code == 302
 
 
 # --- forms --------------------------------------------------------------------------------
