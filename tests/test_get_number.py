@@ -821,9 +821,12 @@ def test_of_two_calls_with_a_new_key_the_slower_answers_the_number_of_the_faster
     ],
 )
 def test_what_a_call_hears_too_late_changes_nothing(
-    make_app, make_user, records, change, capsys, late, status
+    make_app, make_user, records, add, change, capsys, late, status
 ):
     """It was given up, and a repeat of it got a number: that one stays, and is counted once."""
+    user = make_user()
+    # It asks again itself, for a call that died
+    add(under_way(user, timedelta(hours=1), key="k"))
 
     def answer_meanwhile():
         if len(main.asked) > 1:
@@ -834,7 +837,7 @@ def test_what_a_call_hears_too_late_changes_nothing(
         return late
 
     with answering(answer_meanwhile) as main:
-        app, user = make_app(MAIN_SERVER_URL=main.url), make_user()
+        app = make_app(MAIN_SERVER_URL=main.url)
         path = f"/api/get-number/{user.key}?country_id=1"
         response = app.test_client().get(path, headers=KEYED)
     assert response.status_code == status

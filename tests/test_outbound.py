@@ -9,6 +9,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 import requests
@@ -190,28 +191,43 @@ def test_a_deadline_is_kept_while_a_later_one_is_waited_for(session):
     waiting.join()
 
 
+def run_program(program, url):
+    """Run Python code in a process of its own, where `kind()` is how a call of `url` fails;
+    gives its exit code."""
+    head = """
+import os, socket, sys, time
+from service import outbound
+
+def kind():
+    with outbound.new_session() as session:
+        try:
+            outbound.call(session, "GET", sys.argv[1], seconds=0.5, limit=100000)
+        except outbound.CallFailed as e:
+            return e.kind
+"""
+    command = [sys.executable, "-W", "ignore", "-c", head + program, url]
+    return subprocess.run(command, cwd=ROOT, timeout=100).returncode
+
+
 def test_the_deadline_holds_in_a_forked_process():
     """A server may fork after it made a call; a fork has none of its parent's threads."""
     program = """
-import os, sys
-from service import outbound
-
-def kind(url):
-    with outbound.new_session() as session:
-        try:
-            outbound.call(session, "GET", url, seconds=0.5, limit=100000)
-        except outbound.CallFailed as e:
-            return e.kind
-
-assert kind(sys.argv[1]) == "timeout"
+assert kind() == "timeout"
 child = os.fork()
 if child == 0:
-    os._exit(7 if kind(sys.argv[1]) == "timeout" else 1)
+    os._exit(7 if kind() == "timeout" else 1)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     with raw_server(header_drip) as url:
-        command = [sys.executable, "-W", "ignore", "-c", program, url]
-        assert subprocess.run(command, cwd=ROOT, timeout=60).returncode == 7
+        assert run_program(program, url) == 7
+
+
+def test_a_look_up_that_never_ends_does_not_keep_the_process_from_ending():
+    program = """
+socket.getaddrinfo = lambda *_args, **_options: time.sleep(1000)
+sys.exit(7 if kind() == "dns" else 1)
+"""
+    assert run_program(program, "http://slow.test/") == 7
 
 
 def test_the_deadline_of_a_call_does_not_cut_the_next_one_on_its_connection(session, monkeypatch):
@@ -251,6 +267,18 @@ def test_the_deadline_of_a_call_does_not_cut_the_next_one_on_its_connection(sess
         session.close()
     assert [answer.body for answer in answers] == [b"[]"]
     assert len(connections) == 1
+
+
+def test_waiting_takes_no_processor_time(session):
+    """Neither the call's nor that of the thread which keeps its deadline."""
+    with raw_server(silence) as url:
+
+        def used():
+            before = time.process_time()
+            assert failure(session, url, seconds=0.5) == ("timeout", True)
+            return time.process_time() - before
+
+        assert any(used() < 0.1 for _ in range(3))  # something else may use some once
 
 
 def test_a_host_that_takes_no_connection_has_3_seconds_and_the_next_address_its_turn(
@@ -340,18 +368,21 @@ def test_cookies_are_neither_kept_nor_sent(session):
 
 
 def test_headers_parameters_and_data_go_out_as_given(session):
-    talk = answering()
+    sent = bytearray()
+
+    def talk(connection, stopped):
+        while not sent.endswith(b"\r\n\r\nbody"):
+            sent.extend(connection.recv(65536))
+        connection.sendall(b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n")
+
     with raw_server(talk) as url:
         outbound.call(
             session, "POST", f"{url}/hook", seconds=30, limit=10,
             headers={"X-Mine": "1"}, params={"a": "b c"}, data=b"body",
         )  # fmt: skip
-        session.close()
-    sent = talk.seen[0]
     assert sent.startswith(b"POST /hook?a=b+c HTTP/1.1\r\n")
     assert b"\r\nX-Mine: 1\r\n" in sent
     assert b"\r\nUser-Agent: otp-service\r\n" in sent
-    assert sent.endswith(b"\r\n\r\nbody")
 
 
 # --- names and addresses ------------------------------------------------------------------

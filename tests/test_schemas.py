@@ -1,6 +1,7 @@
 """The shapes of what comes in: what is taken, what is refused, and how it is read."""
 
 import json
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -271,6 +272,16 @@ def test_a_code_is_stored_as_people_type_it(app, send, sent, stored):
     assert [message.otp_code for message in all_of(app, Message)] == [stored]
 
 
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """The server's clock is nine hours ahead of UTC."""
+    with monkeypatch.context() as changed:
+        changed.setenv("TZ", "XYZ-9")
+        time.tzset()
+        yield
+    time.tzset()
+
+
 NOON = datetime(2024, 5, 17, 12, tzinfo=UTC)
 
 
@@ -288,7 +299,8 @@ NOON = datetime(2024, 5, 17, 12, tzinfo=UTC)
         (0, datetime(1970, 1, 1, tzinfo=UTC)),
     ],
 )
-def test_the_spellings_of_a_time(app, send, sent, read):
+def test_the_spellings_of_a_time(app, send, elsewhere, sent, read):
+    """Where none is named, the zone is UTC, and not the server's own."""
     assert send(received_at=sent) == 200
     assert [message.received_at for message in all_of(app, Message)] == [read]
 
