@@ -1,20 +1,27 @@
-# make run: set-up and the demo; make test: set-up and the tests; make torture: 100 kills a database;
-# make bench: how far from the floor of the stack (ARGS='--quick ingest')
+# make run: set-up and the demo; make check: what needs no server, under a minute; make test: all tests;
+# make torture: 100 kills a database; make bench: how far from the floor (ARGS='--quick ingest')
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test torture bench clean
+.PHONY: run check test torture bench clean
 # REQUIRE_ALL=1: a part that is missing on this machine fails its tests instead of skipping them
 export REQUIRE_ALL
 
 run: $(VENV)/.run
 	$(BIN)/flask demo
 
+check: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -n auto -m 'not server and not torture' $(ARGS)
+
+# The torture measures how long nobody is answered, so nothing else may run beside it
 test: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadgroup -m 'not torture' $(ARGS)
+	$(BIN)/python -m pytest -m torture
 
 torture: $(VENV)/.test
 	$(BIN)/python -m tests.torture sqlite mariadb galera --kills 100

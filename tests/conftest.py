@@ -12,9 +12,19 @@ from service.secretbox import seal
 
 pytest_plugins = ["tests.databases", "tests.fixtures"]
 
+# Fixtures that start a server or a process
+SERVERS = {"start", "mariadb_server", "tls_server", "chromium"}
 SYSTEM_KEY = "system-key-of-the-tests"
 SECRET_KEY = "secret key of the tests, 32 long."
 MAIN = "http://main.test"
+
+
+def pytest_collection_modifyitems(items):
+    """Mark what needs a server, which the quick check leaves out."""
+    for item in items:
+        engine = item.callspec.params.get("database_url") if hasattr(item, "callspec") else None
+        if engine == "mariadb" or SERVERS & set(item.fixturenames):
+            item.add_marker("server")
 
 
 @pytest.fixture(autouse=True)

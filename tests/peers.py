@@ -6,7 +6,6 @@ import threading
 import time
 
 from werkzeug.serving import WSGIRequestHandler, make_server
-from werkzeug.wsgi import ClosingIterator
 
 from service.sandbox import create_sandbox
 from tests.conftest import SYSTEM_KEY
@@ -26,26 +25,13 @@ class _Quiet(WSGIRequestHandler):
 
 @contextlib.contextmanager
 def serving(wsgi_app):
-    """Serve `wsgi_app` while the block runs, and until its last call is over: a call whose client
-    has gone still holds a database connection. Gives its base URL.
+    """Serve `wsgi_app` while the block runs; gives its base URL.
+
+    The service itself is served until its last call is over: one whose client has gone still holds
+    a database connection.
     """
-    calls, changed = set(), threading.Condition()
-
-    def counted(environ, start_response):
-        def over():
-            with changed:
-                calls.remove(id(environ))
-                changed.notify_all()
-
-        with changed:
-            calls.add(id(environ))
-        try:
-            return ClosingIterator(wsgi_app(environ, start_response), over)
-        except BaseException:
-            over()
-            raise
-
-    server = make_server("127.0.0.1", 0, counted, threaded=True, request_handler=_Quiet)
+    server = make_server("127.0.0.1", 0, wsgi_app, threaded=True, request_handler=_Quiet)
+    server.daemon_threads = "sqlalchemy" not in getattr(wsgi_app, "extensions", {})
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
@@ -53,8 +39,6 @@ def serving(wsgi_app):
     finally:
         server.shutdown()
         thread.join()
-        with changed:
-            changed.wait_for(lambda: not calls)
         server.server_close()
 
 

@@ -13,6 +13,7 @@ from tests.fixtures import NUMBER, ROOT
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.server
 @pytest.mark.parametrize("mo_recode", ["true", "false"])
 def test_a_real_kannel_loses_and_doubles_nothing(
     app, make_user, make_provider, assign, tmp_path, database_url, mo_recode
