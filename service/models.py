@@ -366,8 +366,7 @@ def count(user_id, at, **steps):
     """
     day = at.astimezone(UTC).date()
     if user_id is not None:
-        own = {name: step for name, step in steps.items() if name in COUNTERS}
-        _add(UserSummary, {"user_id": user_id, "day": day}, own)
+        _add(UserSummary, {"user_id": user_id, "day": day}, steps)
     _add(SystemSummary, {"day": day, "shard": random.randrange(SUMMARY_SHARDS)}, steps)
 
 
