@@ -253,15 +253,14 @@ def test_a_lock_held_too_long_is_tried_again(app, two_users, locked_out):
     locked_out.release = locked_out.rollback
 
     def work():
-        count(two_users[0], utcnow(), requests=1)  # 1205 alone would leave it counted
+        count(None, utcnow(), requests=1)  # MySQL takes back the last statement only
         rename(two_users[0], "got there")
 
     transact(work)
     assert len(locked_out.errors) == 1
     assert "locked" in locked_out.errors[0] or "1205" in locked_out.errors[0]
     assert db.session.get(User, two_users[0]).name == "got there"
-    for summary in (UserSummary, SystemSummary):
-        assert db.session.scalar(select(func.sum(summary.requests))) == 1
+    assert db.session.scalar(select(func.sum(SystemSummary.requests))) == 1
 
 
 def test_a_lock_that_is_never_free_is_given_up(app, two_users, locked_out):
