@@ -30,13 +30,15 @@ class MariaDB:
     def __init__(self, folder, *options):
         self.folder, self.options, self.port = folder, options, free_port()
         self.process = None
+        # Servers that start at the same time would delete each other's files in /tmp
+        self.env = os.environ | {"TMPDIR": str(folder)}
         subprocess.run(
             [
                 shutil.which("mariadb-install-db", path=PATH), "--no-defaults",
                 f"--datadir={folder}/data", "--auth-root-authentication-method=normal",
                 "--skip-test-db", *self._user(),
             ],
-            check=True, stdout=subprocess.DEVNULL,
+            check=True, stdout=subprocess.DEVNULL, env=self.env,
         )  # fmt: skip
 
     def _user(self):
@@ -53,7 +55,7 @@ class MariaDB:
                     "--bind-address=127.0.0.1", "--skip-log-bin", "--max-connections=200",
                     *self.options, *options,
                 ],
-                stdout=log, stderr=log,
+                stdout=log, stderr=log, env=self.env,
             )  # fmt: skip
         while True:
             try:
