@@ -1,25 +1,29 @@
 # make run: set-up and the demo; make check: what needs no server, under a minute; make test: all tests;
-# make torture: 100 kills a database; make bench: how far from the floor (ARGS='--quick ingest')
+# make torture: 100 kills a database; make bench: how far from the floor (ARGS='--quick ingest');
+# make lock: new exact versions of requirements*.in
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+UV = uv==0.13.9
 
-.PHONY: run check test torture bench clean
+.PHONY: run check lint test torture bench lock clean
 # REQUIRE_ALL=1: a part that is missing on this machine fails its tests instead of skipping them
 export REQUIRE_ALL
 
 run: $(VENV)/.run
 	$(BIN)/flask demo
 
-check: $(VENV)/.test
+lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check: lint
 	$(BIN)/python -m pytest -n auto -m 'not server and not torture' $(ARGS)
 
 # The torture measures how long nobody is answered, so nothing else may run beside it
-test: $(VENV)/.test
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+test: lint
 	$(BIN)/python -m pytest -n auto --dist loadgroup -m 'not torture' $(ARGS)
 	$(BIN)/python -m pytest -m torture
 
@@ -29,18 +33,27 @@ torture: $(VENV)/.test
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks $(ARGS)
 
+# Exact versions with hashes, for every Python and system at once
+lock: $(VENV)/.run
+	$(INSTALL) $(UV)
+	for in in requirements requirements-dev benchmarks/requirements; do \
+	  $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+	    --no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command 'make lock' \
+	    --output-file $$in.txt $$in.in || exit; \
+	done
+
 $(VENV)/.run: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(INSTALL) --require-hashes -r requirements.txt
 	touch $@
 
 $(VENV)/.test: requirements-dev.txt $(VENV)/.run
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(INSTALL) --require-hashes -r requirements-dev.txt
 	touch $@
 
 $(VENV)/.bench: benchmarks/requirements.txt $(VENV)/.run
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
+	$(INSTALL) --require-hashes -r benchmarks/requirements.txt
 	touch $@
 
 clean:

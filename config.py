@@ -3,11 +3,13 @@
 import ipaddress
 import os
 import ssl
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from dotenv import load_dotenv
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 
@@ -21,7 +23,7 @@ class Config:
     A variable that is set but empty counts as not set, as PaaS dashboards leave them.
     """
 
-    def __init__(self, env):
+    def __init__(self, env: Mapping[str, str]) -> None:
         read = _Reader(env)
 
         # Database: SQLite (a relative name is in instance/) or MySQL, as PaaS add-ons spell it
@@ -34,7 +36,7 @@ class Config:
         self.MAIN_SERVER_URL = read.url("MAIN_SERVER_URL")
         self.SYSTEM_API_KEY = read.text("SYSTEM_API_KEY")
         # ... our user's id there, when the main server is one of us
-        self.MAIN_SERVER_USER_ID = read.integer("MAIN_SERVER_USER_ID", None, 1)
+        self.MAIN_SERVER_USER_ID = read.optional_integer("MAIN_SERVER_USER_ID", 1)
         # ... `whsec_…`: when set, the main server's OTPs must be signed with it
         self.MAIN_SERVER_WEBHOOK_SECRET = read.webhook_secret("MAIN_SERVER_WEBHOOK_SECRET")
         # ... total seconds one call to it may take
@@ -65,13 +67,13 @@ class Config:
         self.THREADS = read.integer("THREADS", 8, 1, 256)
 
     @classmethod
-    def from_environment(cls):
+    def from_environment(cls) -> "Config":
         """The process's own settings; `.env` beside this file fills what is not set."""
         load_dotenv(Path(__file__).with_name(".env"))
         return cls(os.environ)
 
 
-# DATABASE_URL, else what the MySQL add-ons set
+# DATABASE_URL, else the variable of a MySQL add-on
 DATABASE_VARIABLES = (
     "DATABASE_URL",
     "JAWSDB_URL",
@@ -79,8 +81,8 @@ DATABASE_VARIABLES = (
     "CLEARDB_DATABASE_URL",
     "MYSQL_URL",
 )
-# Connections a process: small plans allow ten, for two web processes and a worker. None is held
-# across a call to others, so a few serve many threads.
+# Connections of each process: small plans allow ten, for two web processes and a worker. None is
+# held across a call to others, so a few serve many threads.
 POOL_SIZE = 3
 POOL = {"pool_size": POOL_SIZE, "max_overflow": 0}
 MYSQL_DRIVERS = ("mysql", "mysql2", "mysql+pymysql", "mariadb", "mariadb+pymysql")
@@ -92,30 +94,30 @@ SSL_MODES = {
 }
 
 
-def database(text):
+def database(text: str) -> tuple[URL | str, dict[str, Any], list[tuple[str, int]]]:
     """The SQLAlchemy URL, engine options and [(host, port)] for a database URL.
 
     Raises ConfigError. A cluster's nodes are separated by commas: `mysql://user:password@a,b/name`.
-    Of the query string only `ssl-mode` and `ssl-ca` are heeded: add-ons put in other drivers'
-    options (`reconnect=true`), which PyMySQL refuses.
+    Of the query string only `ssl-mode` and `ssl-ca` count: add-ons put in the options of other
+    drivers (`reconnect=true`), which PyMySQL refuses.
     """
     url, *others = _nodes(text)
     if url.drivername == "sqlite":
         in_memory = url.database in (None, "", ":memory:")  # one connection, and no pool
         return text, {} if in_memory else dict(POOL), []
-    hosts = [(node.host, node.port or 3306) for node in (url, *others)]
+    hosts = [(node.host or "", node.port or 3306) for node in (url, *others)]
     whole = url.database and all(host and port < 2**16 for host, port in hosts)
     if url.drivername not in MYSQL_DRIVERS or not whole:
         raise ConfigError("DATABASE_URL must be sqlite:///… or mysql://user:password@host/name")
     query = {key.lower().replace("_", "-"): value for key, value in url.query.items()}
-    connect = {
+    connect: dict[str, Any] = {
         "charset": "utf8mb4",
         "connect_timeout": 5,
         "read_timeout": 30,
         "write_timeout": 30,
         "init_command": "SET SESSION innodb_lock_wait_timeout=10",
     } | _tls(query)
-    options = {
+    options: dict[str, Any] = {
         "connect_args": connect,
         "isolation_level": "READ COMMITTED",
         "pool_recycle": 280,  # add-ons close what has been idle for 5 minutes
@@ -124,7 +126,7 @@ def database(text):
     return url.set(drivername="mysql+pymysql", query={}), options, hosts
 
 
-def _nodes(text):
+def _nodes(text: str) -> list[URL]:
     """The URL once for each of its comma-separated hosts."""
     scheme, _, rest = text.partition("://")
     authority, slash, path = rest.partition("/")
@@ -138,10 +140,10 @@ def _nodes(text):
         raise ConfigError("DATABASE_URL is not a database URL") from e
 
 
-def _tls(query):
+def _tls(query: Mapping[str, Any]) -> dict[str, Any]:
     """PyMySQL's options for `ssl-mode`.
 
-    One TLS context serves all connections, since building one costs ten times a connection.
+    One TLS context serves all connections: building one takes ten times as long as connecting.
     """
     ca = query.get("ssl-ca")
     mode = query.get("ssl-mode", query.get("sslmode", "verify_ca" if ca else "preferred"))
@@ -149,7 +151,7 @@ def _tls(query):
     if mode == "disabled":
         return {"ssl_disabled": True}
     if mode == "preferred":
-        return {}  # what PyMySQL does by itself: TLS where the server offers it
+        return {}  # PyMySQL's default: TLS if the server offers it
     if mode not in SSL_MODES:
         known = ", ".join(["disabled", "preferred", *SSL_MODES])
         raise ConfigError(f"DATABASE_URL: ssl-mode must be one of {known}")
@@ -164,40 +166,48 @@ def _tls(query):
 
 
 class _Reader:
-    def __init__(self, env):
+    """Reads and checks the settings, each with its ConfigError."""
+
+    def __init__(self, env: Mapping[str, str]) -> None:
         self.env = env
 
-    def text(self, name, default=None):
-        return self.env.get(name, "").strip() or default
+    def text(self, name: str) -> str | None:
+        return self.env.get(name, "").strip() or None
 
-    def first(self, names):
+    def first(self, names: Iterable[str]) -> str | None:
         return next((value for name in names if (value := self.text(name))), None)
 
-    def choice(self, name, default, allowed):
-        value = self.text(name, default).upper()
+    def choice(self, name: str, default: str, allowed: Iterable[str]) -> str:
+        value = (self.text(name) or default).upper()
         if value not in allowed:
             raise ConfigError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
         return value
 
-    def envbool(self, name, default):
-        value = self.text(name, "1" if default else "0").lower()
+    def envbool(self, name: str, default: bool) -> bool:
+        value = (self.text(name) or ("1" if default else "0")).lower()
         if value in ("1", "true", "yes", "on"):
             return True
         if value in ("0", "false", "no", "off"):
             return False
         raise ConfigError(f"{name} must be 1 or 0, not {value!r}")
 
-    def integer(self, name, default, low, high=2**31 - 1):
+    def integer(self, name: str, default: int, low: int, high: int) -> int:
         value = self.text(name)
-        if value is None:
-            return default
+        return default if value is None else self._whole(name, value, low, high)
+
+    def optional_integer(self, name: str, low: int, high: int = 2**31 - 1) -> int | None:
+        value = self.text(name)
+        return None if value is None else self._whole(name, value, low, high)
+
+    @staticmethod
+    def _whole(name: str, value: str, low: int, high: int) -> int:
         # isdecimal() alone takes Arabic digits, int() alone takes "1_0"
         if not (value.isascii() and value.isdecimal() and low <= int(value[:20]) <= high):
             raise ConfigError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
         return int(value)
 
-    def seconds(self, name, default, zero=False):
-        value = self.text(name, str(default))
+    def seconds(self, name: str, default: float, zero: bool = False) -> float:
+        value = self.text(name) or str(default)
         try:
             seconds = float(value)
         except ValueError:
@@ -206,13 +216,13 @@ class _Reader:
             raise ConfigError(f"{name} must be a number of seconds, not {value!r}")
         return seconds
 
-    def url(self, name):
+    def url(self, name: str) -> str | None:
         value = self.text(name)
         if value is None:
             return None
         try:
             parts = urlsplit(value)
-            good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+            good = bool(parts.scheme in ("http", "https") and parts.hostname and parts.port != 0)
         except ValueError:
             good = False
         if not good or parts.query or parts.fragment or "@" in parts.netloc:
@@ -220,16 +230,15 @@ class _Reader:
             raise ConfigError(f"{name} must be a base URL such as https://main.example.com")
         return value.rstrip("/")
 
-    def webhook_secret(self, name):
+    def webhook_secret(self, name: str) -> str | None:
         value = self.text(name)
         if value is not None and not value.startswith("whsec_"):
             raise ConfigError(f"{name} must start with whsec_")
         return value
 
-    def networks(self, name):
+    def networks(self, name: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+        text = self.text(name) or ""
         try:
-            return tuple(
-                ipaddress.ip_network(part) for part in self.text(name, "").replace(",", " ").split()
-            )
+            return tuple(ipaddress.ip_network(part) for part in text.replace(",", " ").split())
         except ValueError as e:
             raise ConfigError(f"{name} must be CIDR networks: {e}") from e

@@ -2,6 +2,7 @@
 
 import socket
 import struct
+from typing import Any
 
 from gunicorn.workers.gthread import ThreadWorker
 
@@ -10,14 +11,14 @@ from service import logs
 
 
 class Worker(ThreadWorker):
-    """gthread that, told to stop, first takes in every connection that waits to be accepted.
+    """gthread that, when told to stop, first accepts every connection that waits for it.
 
-    Upstream's keeps the listening socket open until its last answer is out: who connects
-    meanwhile is reset. Here they are answered, and who comes later is refused at once, which
-    is what makes a router try another dyno.
+    Upstream's keeps the listening socket open until its last answer is out: whoever connects
+    meanwhile is reset. Here they are answered, and whoever comes later is refused at once, which
+    makes a router try another dyno.
     """
 
-    def set_accept_enabled(self, enabled):
+    def set_accept_enabled(self, enabled: bool) -> None:
         super().set_accept_enabled(enabled)
         if not self.alive:
             for listener in self.sockets:
@@ -28,18 +29,17 @@ class Worker(ThreadWorker):
                 listener.close()
 
 
-def waiting(listener):
-    """How many connections wait to be accepted; 0 where the system does not tell.
+def waiting(listener: Any) -> int:
+    """How many connections wait to be accepted; 0 if the system does not tell.
 
     After an accept() that found none, other threads may run for milliseconds before this one
-    goes on, and who connects then is reset. This does not let them.
+    continues, and whoever connects then would be reset.
     """
     if not hasattr(socket, "TCP_INFO") or listener.family == socket.AF_UNIX:
         return 0
     # tcpi_unacked is the length of a listening socket's queue (Linux, tcp_get_info())
-    return struct.unpack_from(
-        "I", listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 28), 24
-    )[0]
+    info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 28)
+    return int(struct.unpack_from("I", info, 24)[0])
 
 
 settings = Config.from_environment()

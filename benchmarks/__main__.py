@@ -22,7 +22,8 @@ from packaging.requirements import Requirement
 from sqlalchemy import func, select
 
 from benchmarks import harness, records
-from service.models import Attempt, Delivery, db
+from service.database.engine import db
+from service.database.models import Attempt, Delivery
 from tests import mariadb
 
 ENGINES = ("sqlite", "mariadb")
@@ -227,8 +228,9 @@ def install(bench, table, engine):
 
 def _installed_mb():
     names, size = [], 0
-    for line in (harness.ROOT / "requirements.txt").read_text().splitlines():
-        names.append(Requirement(line).name)
+    for line in (harness.ROOT / "requirements.in").read_text().splitlines():
+        if not line.startswith("#"):
+            names.append(Requirement(line).name)
     for name in names:  # grows while it is walked through: what is needed by what is needed
         distribution = metadata.distribution(name)
         size += sum(path.locate().stat().st_size for path in distribution.files if _is_there(path))

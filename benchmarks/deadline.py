@@ -3,8 +3,7 @@
 import time
 
 from service import outbound
-from tests.peers import raw_server
-from tests.test_outbound import SLOW
+from tests.peers import SLOW, raw_server
 
 SECONDS = 1.0
 

@@ -24,8 +24,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 
-from service import otp, webhooks
-from service.models import (
+from service.database.models import (
     Attempt,
     Delivery,
     Message,
@@ -35,8 +34,11 @@ from service.models import (
     SystemSummary,
     User,
     UserSummary,
-    sha256,
 )
+from service.keys import sha256
+from service.sms import otp
+from service.webhooks import signing
+from service.webhooks.queue import payload
 
 MAIN_SERVER = f"{os.environ['MAIN_SERVER_URL']}/api/{{}}/{os.environ['SYSTEM_API_KEY']}"
 SEALED_UNDER = hashlib.sha256(b"webhook secrets:" + os.environ["SECRET_KEY"].encode()).digest()
@@ -233,7 +235,7 @@ async def ingest(key: str, sms: Sms):
             if code and user.webhook_url:
                 delivery = Delivery(
                     webhook_id=f"msg_{secrets.token_urlsafe(18)}", user_id=user.id,
-                    message_id=message.id, body=webhooks.payload(message), state="pending",
+                    message_id=message.id, body=payload(message), state="pending",
                     next_attempt_at=at + timedelta(seconds=15),
                 )  # fmt: skip
                 session.add(delivery)
@@ -249,7 +251,7 @@ async def deliver(user, delivery):
         "Content-Type": "application/json",
         "webhook-id": delivery.webhook_id,
         "webhook-timestamp": str(timestamp),
-        "webhook-signature": webhooks.sign(secret, delivery.webhook_id, timestamp, delivery.body),
+        "webhook-signature": signing.sign(secret, delivery.webhook_id, timestamp, delivery.body),
     }
     answer = ""
     try:

@@ -7,16 +7,10 @@ from flask import Flask, request
 from sqlalchemy import select
 
 from config import Config
-from service.models import (
-    Message,
-    PhoneNumber,
-    User,
-    db,
-    set_up_mysql,
-    set_up_sqlite,
-    sha256,
-    utcnow,
-)
+from service.database.columns import utcnow
+from service.database.engine import db, set_up_mysql, set_up_sqlite
+from service.database.models import Message, PhoneNumber, User
+from service.keys import sha256
 
 app = Flask(__name__)
 config = Config.from_environment()

@@ -13,9 +13,12 @@ from pathlib import Path
 from flask_migrate import upgrade
 
 from config import Config
-from service import create_app, webhooks
-from service.models import PhoneNumber, Provider, User, db, sha256, transact, utcnow
-from service.secretbox import seal
+from service import create_app, keys
+from service.database.columns import utcnow
+from service.database.engine import db
+from service.database.models import PhoneNumber, Provider, User
+from service.database.writing import transact
+from service.keys import seal, sha256
 from tests.mariadb import MariaDB, free_port
 
 ROOT = Path(__file__).parents[1]
@@ -171,12 +174,12 @@ class Bench:
             url = f"sqlite:///{self.folder}/bench{self._files}.sqlite3"
         with service_app(url):
             upgrade()
-            transact(lambda: self._add_users(hooks or [f"{self.url}/hook"] * USERS))
+            transact(lambda tx: self._add_users(hooks or [f"{self.url}/hook"] * USERS))
         return url
 
     def _add_users(self, hooks):
         db.session.add(Provider(name="gw", format="generic", key_hash=sha256(INGEST_KEY)))
-        secret = seal(webhooks.new_secret())
+        secret = seal(keys.new_secret())
         for n, hook in enumerate(hooks, 1):
             user = User(id=n, name=str(n), key_hash=sha256(user_key(n)), webhook_url=hook)
             user.webhook_secret = secret

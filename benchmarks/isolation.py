@@ -13,9 +13,11 @@ from flask_migrate import upgrade
 
 from config import Config
 from service import create_app
-from service.models import PhoneNumber, Provider, User, db, new_key, sha256, transact, utcnow
-from service.secretbox import seal
-from service.webhooks import new_secret
+from service.database.columns import utcnow
+from service.database.engine import db
+from service.database.models import PhoneNumber, Provider, User
+from service.database.writing import transact
+from service.keys import new_key, new_secret, seal, sha256
 from tests.peers import raw_server, serving
 
 USERS, ROUNDS, THREADS = 10, 40, 8
@@ -40,7 +42,7 @@ def measure(folder, hook, hole):
     with app.app_context():
         upgrade()
 
-        def add():
+        def add(tx):
             db.session.add(Provider(name="gw", format="generic", key_hash=sha256(ingest)))
             for n in range(USERS):
                 user = User(name=str(n), key_hash=sha256(str(n)), webhook_secret=seal(new_secret()))

@@ -7,7 +7,7 @@ import statistics
 import sys
 import time
 
-from service import otp
+from service.sms import otp
 from tests import otp_accuracy
 
 LENGTH = 10_000

@@ -5,7 +5,9 @@ from datetime import timedelta
 from sqlalchemy import text
 
 from benchmarks.harness import USERS
-from service.models import db, transact, utcnow
+from service.database.columns import utcnow
+from service.database.engine import db
+from service.database.writing import transact
 
 # n from 1 to :count, and what the two engines write differently
 DIALECTS = {
@@ -53,4 +55,4 @@ def add(count, deliveries=False):
     for sql in [NUMBERS, MESSAGES] + [DELIVERIES] * deliveries:
         statement = text(sql.format(**words))
         given = {"at": at, "body": BODY} if sql is DELIVERIES else {"at": at}
-        transact(lambda statement=statement, given=given: db.session.execute(statement, given))
+        transact(lambda tx, statement=statement, given=given: db.session.execute(statement, given))

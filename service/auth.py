@@ -3,20 +3,36 @@
 import hmac
 
 from flask import current_app, request
+from sqlalchemy import bindparam, select
 
-from service.errors import (
-    ManagerInactive,
-    MissingCredentials,
-    TargetUserNotFound,
-    UserIdRequired,
-)
-from service.models import User, db
-from service.schemas import UserIdQuery, load_query
+from service import errors
+from service.database.engine import db
+from service.database.models import User
+from service.fields import Digits, Query, load_query
+from service.keys import sha256
+
+
+class UserIdQuery(Query):
+    """The `user_id` that goes with the system key."""
+
+    user_id = Digits(
+        low=1, metadata={"description": "With the system key: the user on whose behalf to act."}
+    )
+
 
 _USER_ID = UserIdQuery()
+_USER = select(User).where(User.key_hash == bindparam("key_hash"))
 
 
-def given_key(path_key):
+def user_by_key(key: str) -> User:
+    """The user who holds `key` and may call; raises InvalidApiKey."""
+    user = db.session.scalar(_USER, {"key_hash": sha256(key)})
+    if user is None or not user.may_call:
+        raise errors.InvalidApiKey
+    return user
+
+
+def given_key(path_key: str | None) -> str | None:
     """The key in the path, else in `Authorization: Bearer` or `X-API-Key`; None without one."""
     if path_key:
         return path_key
@@ -25,41 +41,39 @@ def given_key(path_key):
     return bearer or request.headers.get("X-API-Key", "").strip() or None
 
 
-def is_system_key(key):
+def is_system_key(key: str) -> bool:
     """Whether `key` is SYSTEM_API_KEY, compared in constant time."""
     system = current_app.config["SYSTEM_API_KEY"]
     return bool(system) and hmac.compare_digest(system.encode(), key.encode("utf-8", "replace"))
 
 
-def require_key(path_key):
-    """Let the system key or a user's key pass; raises MissingCredentials or InvalidApiKey."""
+def require_key(path_key: str | None) -> None:
+    """Accept the system key or a user's key; raises MissingCredentials or InvalidApiKey."""
     key = given_key(path_key)
     if key is None:
-        raise MissingCredentials
+        raise errors.MissingCredentials
     if not is_system_key(key):
-        User.by_api_key(key)
+        user_by_key(key)
 
 
-def calling_user(path_key):
-    """The user whose key it is, or whom the system key names in `user_id`.
-
-    Raises MissingCredentials, InvalidApiKey, UserIdRequired or TargetUserNotFound.
-    """
+def calling_user(path_key: str | None) -> User:
+    """The user who holds the key, or whom the system key names in `user_id`; raises
+    MissingCredentials, InvalidApiKey, UserIdRequired or TargetUserNotFound."""
     key = given_key(path_key)
     if key is None:
-        raise MissingCredentials
+        raise errors.MissingCredentials
     if not is_system_key(key):
-        return User.by_api_key(key)
+        return user_by_key(key)
     user_id = load_query(_USER_ID, request.args).get("user_id")
     if user_id is None:
-        raise UserIdRequired
+        raise errors.UserIdRequired
     user = db.session.get(User, user_id)
     if user is None or not user.may_call:
-        raise TargetUserNotFound
+        raise errors.TargetUserNotFound
     return user
 
 
-def require_active_manager(user):
-    """Raise ManagerInactive when the user has a manager who is not active."""
-    if user.manager_id is not None and not db.session.get(User, user.manager_id).active:
-        raise ManagerInactive
+def require_active_manager(user: User) -> None:
+    """Raise ManagerInactive if the user has a manager who is not active."""
+    if user.manager_id is not None and not db.session.get_one(User, user.manager_id).active:
+        raise errors.ManagerInactive

@@ -10,16 +10,19 @@ import click
 import requests
 from flask import Flask, request
 from flask_migrate import upgrade
-from werkzeug.serving import WSGIRequestHandler, make_server
+from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
 from config import Config
-from service import create_app, webhooks
-from service.models import User, db, new_key, sha256, transact
+from service import create_app, users
+from service.database.engine import db
+from service.database.writing import Transaction, transact
+from service.keys import new_key, new_secret
 from service.sandbox import create_sandbox
-from service.secretbox import seal
+from service.webhooks import endpoint
+from service.webhooks.signing import verify
 
 
-def run(once, port):
+def run(once: bool, port: int) -> int:
     """Start all three; returns the exit status. `once` makes one round trip, then stops."""
     with tempfile.TemporaryDirectory(prefix="otp-demo-") as folder:
         demo = _Demo(Path(folder), 0 if once else port)
@@ -36,77 +39,67 @@ def run(once, port):
 
 
 class _Demo:
-    def __init__(self, folder, port):
-        self.servers = []
-        self.received = queue.Queue()
+    def __init__(self, folder: Path, port: int) -> None:
+        self.servers: list[BaseWSGIServer] = []
+        # (whether the signature was good, the body) of each webhook
+        self.received: queue.Queue[tuple[bool, bytes]] = queue.Queue()
         self.system_key = new_key("system")
-        main_secret = webhooks.new_secret()
-        self.webhook_secret = webhooks.new_secret()
+        main_secret = new_secret()
         sandbox = create_sandbox(self.system_key, webhook_secret=main_secret)
         self.main_server = self.serve(sandbox)
         self.receiver = self.serve(self.create_receiver())
-        self.app = app = create_app(
-            Config(
-                {
-                    "DATABASE_URL": f"sqlite:///{folder / 'demo.sqlite3'}",
-                    "MAIN_SERVER_URL": self.main_server,
-                    "SYSTEM_API_KEY": self.system_key,
-                    "MAIN_SERVER_WEBHOOK_SECRET": main_secret,
-                    "SECRET_KEY": new_key("secret"),
-                    "WEBHOOK_REQUIRE_HTTPS": "0",
-                    "WEBHOOK_ALLOWED_NETWORKS": "127.0.0.0/8",
-                    "LOG_LEVEL": "WARNING",
-                }
-            )
-        )
+        settings = {
+            "DATABASE_URL": f"sqlite:///{folder / 'demo.sqlite3'}",
+            "MAIN_SERVER_URL": self.main_server,
+            "SYSTEM_API_KEY": self.system_key,
+            "MAIN_SERVER_WEBHOOK_SECRET": main_secret,
+            "SECRET_KEY": new_key("secret"),
+            "WEBHOOK_REQUIRE_HTTPS": "0",
+            "WEBHOOK_ALLOWED_NETWORKS": "127.0.0.0/8",
+            "LOG_LEVEL": "WARNING",
+        }
+        self.app = app = create_app(Config(settings))
         with app.app_context():
             upgrade()
-            self.api_key = self.add_user()
+            self.api_key, self.webhook_secret = transact(self.add_user)
         self.url = self.serve(app, port)
         sandbox.config["DELIVER_TO"] = f"{self.url}/api/ingest/{self.system_key}"
 
-    def serve(self, app, port=0):
+    def serve(self, app: Flask, port: int = 0) -> str:
         """Serve `app` in threads of this process; its base URL."""
         server = make_server("127.0.0.1", port, app, threaded=True, request_handler=_Quiet)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         self.servers.append(server)
         return f"http://127.0.0.1:{server.server_port}"
 
-    def stop(self):
+    def stop(self) -> None:
         for server in self.servers:
             server.shutdown()
             server.server_close()
         with self.app.app_context():
             db.engine.dispose()
 
-    def create_receiver(self):
-        """What a user's own server would do: check the signature, take the code."""
+    def create_receiver(self) -> Flask:
+        """A user's own server: it checks the signature and takes the code."""
         receiver = Flask("receiver")
 
         @receiver.post("/webhook")
-        def webhook():
+        def webhook() -> tuple[str, int]:
             body = request.get_data()
-            good = webhooks.verify(self.webhook_secret, request.headers, body)
+            good = verify(self.webhook_secret, request.headers, body)
             self.received.put((good, body))
-            click.echo(
-                f"  webhook received, signature {'good' if good else 'BAD'}: {body.decode()}"
-            )
+            verdict = "good" if good else "BAD"
+            click.echo(f"  webhook received, signature {verdict}: {body.decode()}")
             return "", 204 if good else 400
 
         return receiver
 
-    def add_user(self):
-        key = new_key("usr")
+    def add_user(self, tx: Transaction) -> tuple[str, str]:
+        user, key, secret = users.create(tx, "demo")
+        endpoint.set_url(tx, user, f"{self.receiver}/webhook")
+        return key, secret
 
-        def add():
-            user = User(name="demo", key_hash=sha256(key), webhook_secret=seal(self.webhook_secret))
-            user.webhook_url = f"{self.receiver}/webhook"
-            db.session.add(user)
-
-        transact(add)
-        return key
-
-    def explain(self):
+    def explain(self) -> None:
         click.echo(
             f"""
 The service:      {self.url}
@@ -125,16 +118,15 @@ Paste these into another terminal:
 """
         )
 
-    def round_trip(self):
-        """Number, SMS, webhook, each checked; 0 when all came out right."""
+    def round_trip(self) -> int:
+        """Number, SMS, webhook, each checked; 0 if all are right."""
         code = "493817"
         call = requests.Session()
         call.trust_env = False
 
         data = call.get(f"{self.url}/api/init/{self.api_key}", timeout=30).json()["data"]
-        click.echo(
-            f"1. init: {len(data['countries'])} countries, {len(data['operators'])} operators"
-        )
+        countries, operators = len(data["countries"]), len(data["operators"])
+        click.echo(f"1. init: {countries} countries, {operators} operators")
 
         url = f"{self.url}/api/get-number/{self.api_key}"
         number = call.get(url, params={"country_id": 2}, timeout=30).json()["data"]["phone_number"]
@@ -152,8 +144,7 @@ Paste these into another terminal:
             return 1
         expected = {
             "event": "otp_received",
-            "data": {"phone_number": number, "otp_code": code, "provider": "sandbox"}
-            | {"sms_text": sms["sms_text"]},
+            "data": sms | {"otp_code": code, "provider": "sandbox"},
         }
         if not good or json.loads(body) != expected or answer["webhook"] != "delivered":
             click.echo("4. the webhook is not what was expected")
@@ -163,5 +154,5 @@ Paste these into another terminal:
 
 
 class _Quiet(WSGIRequestHandler):
-    def log_request(self, *_):
+    def log_request(self, *_: object) -> None:
         pass

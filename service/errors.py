@@ -1,17 +1,22 @@
 """Every error a caller can meet: its status and its message, declared once."""
 
+from typing import Any
+
 
 class ApiError(Exception):
-    """Base of the errors that are answered as JSON; never raised itself.
-
-    `status` and `message` are the answer; `errors` maps field names to sentences;
-    `headers` are added to the answer.
-    """
+    """Base of the errors that are answered as JSON: `status`, `message`, and `errors`, which maps
+    field names to sentences; `headers` are added to the answer. Never raised itself."""
 
     status = 500
     message = "Internal server error"
 
-    def __init__(self, message=None, *, errors=None, headers=None):
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        errors: dict[str, Any] | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
         self.message = message or self.message
         self.errors = errors
         self.headers = headers or {}
@@ -99,6 +104,6 @@ class Unhealthy(ApiError):
 class MainServerRefused(ApiError):
     """The main server answered init with an error: its status, its message."""
 
-    def __init__(self, status, message):
+    def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status

@@ -2,24 +2,42 @@
 
 import contextlib
 import time
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from typing import Any
 
-from flask import current_app
-from sqlalchemy import func, select
+from flask import Flask, current_app
+from sqlalchemy import Select, func, select
 from sqlalchemy.orm import selectinload
 
-from service.models import Attempt, Delivery, Message, PhoneNumber, UserSummary, db, release, utcnow
-from service.slots import Slots
+from service.database.columns import utcnow
+from service.database.engine import db
+from service.database.models import (
+    Attempt,
+    Delivery,
+    Message,
+    NumberState,
+    PhoneNumber,
+    User,
+    UserSummary,
+)
+from service.database.writing import release
+from service.limits import Slots
 
 COUNTS = ("numbers", "sms", "otps", "webhooks_delivered")
 POLL_SECONDS = 0.5
 
 
-def init_app(app):
+def init_app(app: Flask) -> None:
     app.extensions["waiting"] = Slots()
 
 
-def numbers(user, limit, before=None, states=("assigned",)):
+def numbers(
+    user: User,
+    limit: int,
+    before: int | None = None,
+    states: Sequence[NumberState] = (NumberState.ASSIGNED,),
+) -> Sequence[PhoneNumber]:
     """The user's PhoneNumber rows in one of `states`, newest first, of ids below `before`."""
     query = select(PhoneNumber).where(PhoneNumber.user_id == user.id, PhoneNumber.state.in_(states))
     if before is not None:
@@ -27,13 +45,20 @@ def numbers(user, limit, before=None, states=("assigned",)):
     return db.session.scalars(query.order_by(PhoneNumber.id.desc()).limit(limit)).all()
 
 
-def messages(user, limit, phone_number=None, after=None, before=None, wait=0):
+def messages(
+    user: User,
+    limit: int,
+    phone_number: str | None = None,
+    after: int | None = None,
+    before: int | None = None,
+    wait: float = 0,
+) -> Sequence[Message]:
     """The user's Message rows, oldest first: the first ones after the id `after`, else the latest
     (of ids below `before`).
 
     `phone_number` is digits, with the country's code or in the national form of one of the user's
-    numbers. While there is none, `wait` seconds are waited, holding no connection; at once it is
-    the empty list when too many wait already.
+    numbers. If there is no message, waits up to `wait` seconds for one, without a connection; if
+    too many callers wait already, returns the empty list at once.
     """
     query = select(Message).where(Message.user_id == user.id).limit(limit)
     query = query.options(selectinload(Message.deliveries))
@@ -45,48 +70,47 @@ def messages(user, limit, phone_number=None, after=None, before=None, wait=0):
         query = query.where(Message.id > after).order_by(Message.id)
     else:
         query = query.order_by(Message.id.desc())
-    # An SMS that is just being stored is waited for: it may have a lower id than one to be read,
-    # which a reader who goes on from there would never see
+    # Wait for SMS still being committed: a reader paging by id would skip them
     query = query.with_for_update(read=True)
     rows = _read(query)
     if not rows and wait:
-        with _place(user) as free:
+        with _place(user) as may_wait:
             give_up = time.monotonic() + wait
-            while free and not rows and (left := give_up - time.monotonic()) > 0:
-                time.sleep(min(left, POLL_SECONDS))
+            while may_wait and not rows and (rest := give_up - time.monotonic()) > 0:
+                time.sleep(min(rest, POLL_SECONDS))
                 rows = _read(query)
     return rows if after is not None else rows[::-1]
 
 
 @contextlib.contextmanager
-def _place(user):
-    """Whether this call may wait, which holds a thread: half of them stay for those who come for a
-    number, and one user gets half of the rest."""
+def _place(user: User) -> Iterator[bool]:
+    """Whether this call may wait, which holds a thread: half of the threads are kept for other
+    calls, and one user gets half of the rest."""
     waiting, places = current_app.extensions["waiting"], current_app.config["THREADS"] // 2
-    with waiting.take("all", places) as free, waiting.take(user.id, (places + 1) // 2) as mine:
-        yield free and mine
+    with waiting.take("all", places) as free, waiting.take(user.id, (places + 1) // 2) as own:
+        yield free and own
 
 
-def _read(query):
+def _read(query: Select[Message]) -> Sequence[Message]:
     rows = db.session.scalars(query).all()
     release()
     return rows
 
 
-def _spelled(user, digits):
+def _spelled(user: User, digits: str) -> set[str]:
     """The digits themselves, else the user's numbers whose national form they are."""
     holders = select(PhoneNumber.user_id).where(PhoneNumber.digits == digits)
     if user.id in db.session.scalars(holders).all():
         return {digits}
-    national = select(PhoneNumber.digits).where(
-        PhoneNumber.user_id == user.id,
-        PhoneNumber.state == "assigned",
-        PhoneNumber.digits == PhoneNumber.phone_code.concat(digits),
-    )
-    return {digits, *db.session.scalars(national)}
+    is_assigned = (PhoneNumber.user_id == user.id) & (PhoneNumber.state == NumberState.ASSIGNED)
+    is_national_form = PhoneNumber.digits == PhoneNumber.phone_code.concat(digits)
+    national = select(PhoneNumber.digits).where(is_assigned, is_national_form)
+    return {digits, *(found for found in db.session.scalars(national) if found)}
 
 
-def deliveries(user, limit, before=None, state=None):
+def deliveries(
+    user: User, limit: int, before: int | None = None, state: str | None = None
+) -> Sequence[Delivery]:
     """The user's Delivery rows with their attempts, newest first, of ids below `before`."""
     query = select(Delivery).where(Delivery.user_id == user.id)
     query = query.options(selectinload(Delivery.tries), selectinload(Delivery.message))
@@ -97,30 +121,27 @@ def deliveries(user, limit, before=None, state=None):
     return db.session.scalars(query.order_by(Delivery.id.desc()).limit(limit)).all()
 
 
-def last_attempt(user, delivery_id):
-    """The Attempt of the user's test event that was made last, or None.
+def last_test_attempt(user: User, delivery_id: int | None) -> Attempt | None:
+    """The last Attempt of one of the user's test events, or None.
 
-    Of no other delivery: what the receiver said of an SMS may quote it, and is hidden.
+    Of no other delivery: the receiver's answer to an SMS may quote it, and is hidden.
     """
-    mine = (Delivery.user_id == user.id) & (Delivery.id == delivery_id)
-    mine &= Delivery.message_id.is_(None)
-    query = select(Attempt).join(Delivery, Delivery.id == Attempt.delivery_id).where(mine)
+    query = select(Attempt).join(Delivery, Delivery.id == Attempt.delivery_id)
+    is_own_test = (Delivery.user_id == user.id) & Delivery.message_id.is_(None)
+    query = query.where(Delivery.id == delivery_id, is_own_test)
     return db.session.scalar(query.order_by(Attempt.id.desc()).limit(1))
 
 
-def summary(user, days):
+def summary(user: User, days: int) -> dict[str, Any]:
     """{"totals": counts, "days": [counts and their day]}: every day of the last `days`."""
     sums = [func.coalesce(func.sum(getattr(UserSummary, name)), 0).label(name) for name in COUNTS]
-    mine = UserSummary.user_id == user.id
-    today = utcnow().date()
-    since = today - timedelta(days=days - 1)
-    rows = db.session.scalars(select(UserSummary).where(mine, UserSummary.day >= since))
+    of_user = UserSummary.user_id == user.id
+    since = utcnow().date() - timedelta(days=days - 1)
+    rows = db.session.scalars(select(UserSummary).where(of_user, UserSummary.day >= since))
     found = {row.day: row for row in rows}
     nothing = dict.fromkeys(COUNTS, 0)
+    dates = [since + timedelta(days=n) for n in range(days)]
     return {
-        "totals": db.session.execute(select(*sums).where(mine)).one()._mapping,
-        "days": [
-            found.get(day) or nothing | {"day": day}
-            for day in (since + timedelta(days=n) for n in range(days))
-        ],
+        "totals": db.session.execute(select(*sums).where(of_user)).one()._mapping,
+        "days": [found.get(day) or nothing | {"day": day} for day in dates],
     }

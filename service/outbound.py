@@ -9,8 +9,10 @@ import queue
 import socket
 import threading
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.cookiejar import DefaultCookiePolicy
+from typing import Any
 
 import requests
 import urllib3
@@ -18,6 +20,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
+Address = tuple[socket.AddressFamily, tuple[Any, ...]]
 CONNECT_SECONDS = 3
 _current = threading.local()
 
@@ -29,10 +32,9 @@ class CallFailed(Exception):
     whether the peer may have received the request.
     """
 
-    def __init__(self, kind, sent):
+    def __init__(self, kind: str, sent: bool) -> None:
         super().__init__(kind)
-        self.kind = kind
-        self.sent = sent
+        self.kind, self.sent = kind, sent
 
 
 @dataclass
@@ -40,33 +42,36 @@ class Answer:
     """A peer's answer: its status, its headers, and the first bytes of its body as sent."""
 
     status: int
-    headers: dict
+    headers: Mapping[str, str]
     body: bytes
     truncated: bool
 
 
-def call(session, method, url, *, seconds, limit, may_dial=None, **kwargs):
-    """Make one request, and read at most `limit` bytes of the answer, in `seconds` all told.
+def call(
+    session: "Session",
+    method: str,
+    url: str,
+    *,
+    seconds: float,
+    limit: int,
+    may_dial: Callable[[str], bool] | None = None,
+    **kwargs: Any,
+) -> Answer:
+    """Make one request, and read at most `limit` bytes of the answer, in `seconds` altogether.
 
-    `may_dial(address)` judges each resolved IP address before any is connected to, and those
-    very addresses are dialled. No redirect is followed and nothing is tried twice. Raises
+    `may_dial(address)` judges each resolved IP address before any is connected to, and exactly
+    those addresses are dialled. No redirect is followed and nothing is retried. Raises
     CallFailed. The timeouts of requests bound each socket operation, not the whole: so a timer
     cuts the connection.
     """
+    options = {"allow_redirects": False, "stream": True, **kwargs}
     with _Deadline(seconds, may_dial) as deadline:
         try:
-            with session.request(
-                method,
-                url,
-                timeout=(CONNECT_SECONDS, seconds),
-                allow_redirects=False,
-                stream=True,
-                **kwargs,
-            ) as response:
+            timeout = (CONNECT_SECONDS, seconds)
+            with session.request(method, url, timeout=timeout, **options) as response:
                 body = response.raw.read(limit + 1, decode_content=False)
-                answer = Answer(
-                    response.status_code, response.headers, body[:limit], len(body) > limit
-                )
+                status, is_cut = response.status_code, len(body) > limit
+                answer = Answer(status, response.headers, body[:limit], is_cut)
         except Unresolved as e:
             raise CallFailed("dns", False) from e
         except _Forbidden as e:
@@ -84,7 +89,7 @@ def call(session, method, url, *, seconds, limit, may_dial=None, **kwargs):
         return answer
 
 
-def _kind(error, deadline):
+def _kind(error: Exception, deadline: "_Deadline") -> str:
     if deadline.expired or isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError):
         return "timeout"
     if isinstance(error, requests.exceptions.SSLError):
@@ -94,9 +99,9 @@ def _kind(error, deadline):
     return "connection" if deadline.sent else "connect"
 
 
-def new_session(pool_size=32):
+def new_session(pool_size: int = 32) -> "Session":
     """A pooled session that knows no proxies, `.netrc`, cookies or redirects."""
-    session = _Session()
+    session = Session()
     session.trust_env = False
     session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
     # Compressed answers could grow without bound when unpacked
@@ -106,21 +111,26 @@ def new_session(pool_size=32):
     return session
 
 
-class _Session(requests.Session):
-    def request(self, method, url, *, headers=None, params=None, data=None, **options):
-        # What requests merges in besides comes from the environment and from cookies
+class Session(requests.Session):
+    """A requests session that sends exactly what it is given."""
+
+    def request(  # type: ignore[override]  # fewer arguments than requests'
+        self, method: str, url: str, *, headers: Any = None, params: Any = None, data: Any = None,
+        **options: Any,
+    ) -> requests.Response:  # fmt: skip
+        # The rest of what requests merges in comes from the environment and from cookies
         request = requests.PreparedRequest()
         headers = {**self.headers, **(headers or {})}
         request.prepare(method, url, headers=headers, params=params, data=data)
         return self.send(request, verify=self.verify, cert=None, proxies={}, **options)
 
-    def get_redirect_target(self, resp):
+    def get_redirect_target(self, resp: requests.Response) -> str | None:
         # Even unfollowed, requests would read a redirect's whole body to look for the next
         return None
 
 
 class _Adapter(HTTPAdapter):
-    def init_poolmanager(self, *args, **kwargs):
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
         self.poolmanager.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
 
@@ -136,34 +146,34 @@ class _Forbidden(Exception):
 class _Deadline:
     """Cuts this thread's connection when the time is up."""
 
-    def __init__(self, seconds, may_dial):
+    def __init__(self, seconds: float, may_dial: Callable[[str], bool] | None) -> None:
         self.may_dial = may_dial
         self.ends = time.monotonic() + seconds
         self.over = False
         self.expired = False
         self.sent = False
-        self._connection = None
-        self._handle = None
+        self._connection: _Watched | None = None
+        self._handle: socket.socket | None = None
         self._lock = threading.Lock()
 
-    def __lt__(self, other):
+    def __lt__(self, other: "_Deadline") -> bool:
         return self.ends < other.ends
 
-    def __enter__(self):
+    def __enter__(self) -> "_Deadline":
         _current.deadline = self
         _watchdog.add(self)
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         with self._lock:
             self.over = True
             self._let_go()
         _current.deadline = None
 
-    def remaining(self):
+    def remaining(self) -> float:
         return max(0.001, self.ends - time.monotonic())
 
-    def watch(self, connection, sock):
+    def watch(self, connection: "_Watched", sock: socket.socket) -> None:
         """Cut `sock`, which `connection` uses for this call, when the time is up.
 
         Through a descriptor of our own: TLS takes the socket over, and http.client closes it
@@ -177,18 +187,19 @@ class _Deadline:
             if self.expired:
                 self._cut()
 
-    def expire(self):
+    def expire(self) -> None:
         with self._lock:
             self.expired = not self.over
             # The pool may have lent the connection to another call by now
             if self._connection is not None and self._connection.deadline is self:
                 self._cut()
 
-    def _cut(self):
-        with contextlib.suppress(OSError):  # closed by the peer already
-            self._handle.shutdown(socket.SHUT_RDWR)
+    def _cut(self) -> None:
+        if self._handle is not None:
+            with contextlib.suppress(OSError):  # closed by the peer already
+                self._handle.shutdown(socket.SHUT_RDWR)
 
-    def _let_go(self):
+    def _let_go(self) -> None:
         if self._handle is not None:
             self._handle.close()
         self._handle = self._connection = None
@@ -197,12 +208,13 @@ class _Deadline:
 class _Watchdog:
     """One thread that expires all deadlines: a timer each would be a thread each."""
 
-    def __init__(self):
-        self._pending = []  # a heap; those that are over stay in it until they come up
+    def __init__(self) -> None:
+        # A heap; those that are over stay in it until they come up
+        self._pending: list[_Deadline] = []
         self._changed = threading.Condition()
-        self._thread = None
+        self._thread: threading.Thread | None = None
 
-    def add(self, deadline):
+    def add(self, deadline: _Deadline) -> None:
         with self._changed:
             heapq.heappush(self._pending, deadline)
             if self._thread is None or not self._thread.is_alive():  # a fork has no threads
@@ -211,7 +223,7 @@ class _Watchdog:
             elif self._pending[0] is deadline:
                 self._changed.notify()
 
-    def _run(self):
+    def _run(self) -> None:
         while True:
             with self._changed:
                 while self._pending and self._pending[0].over:
@@ -230,11 +242,11 @@ _watchdog = _Watchdog()
 class _Watched:
     """A connection that the current deadline can cut at any moment, TLS handshake included."""
 
-    deadline = None
+    deadline: _Deadline | None = None
 
-    def _new_conn(self):
-        deadline = _current.deadline
-        error = None
+    def _new_conn(self: Any) -> socket.socket:
+        deadline: _Deadline = _current.deadline
+        error: OSError | None = None
         found = resolve(self._dns_host, self.port, deadline.remaining())
         if deadline.may_dial and not all(deadline.may_dial(address[0]) for _, address in found):
             raise _Forbidden(self._dns_host)
@@ -252,16 +264,16 @@ class _Watched:
                 error = e
         raise urllib3.exceptions.NewConnectionError(self, f"cannot connect: {error}") from error
 
-    def request(self, *args, **kwargs):
+    def request(self: Any, *args: Any, **kwargs: Any) -> None:
         if self.sock is not None:
             _current.deadline.watch(self, self.sock)
-        return super().request(*args, **kwargs)
+        super().request(*args, **kwargs)  # type: ignore[misc]
 
-    def send(self, data):
+    def send(self: Any, data: Any) -> None:
         if self.sock is None:
             self.connect()
         _current.deadline.sent = True
-        return super().send(data)
+        super().send(data)  # type: ignore[misc]
 
 
 class _HTTPConnection(_Watched, HTTPConnection):
@@ -280,7 +292,7 @@ class _HTTPSPool(HTTPSConnectionPool):
     ConnectionCls = _HTTPSConnection
 
 
-def resolve(host, port, seconds):
+def resolve(host: str, port: int, seconds: float) -> list[Address]:
     """The (family, address) pairs of `host`, found within `seconds`; raises Unresolved."""
     host = host.strip("[]")
     try:
@@ -288,9 +300,9 @@ def resolve(host, port, seconds):
         return [(socket.AF_INET if version == 4 else socket.AF_INET6, (host, port))]
     except ValueError:
         pass
-    found = queue.SimpleQueue()
+    found: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
-    def look_up():
+    def look_up() -> None:
         try:
             found.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
         except (OSError, UnicodeError) as e:

@@ -1,19 +1,17 @@
 """A main server to try the service against: an app of its own, in memory, with made-up numbers."""
 
 import json
-import logging
 import random
 import secrets
 import threading
 import time
 from datetime import UTC, datetime
+from typing import Any
 
 import requests
 from flask import Flask, request
 
-from service.webhooks import sign
-
-log = logging.getLogger(__name__)
+from service.webhooks.signing import sign
 
 # id: (name, phone code, mobile prefixes, digits after the prefix, operators)
 COUNTRIES = {
@@ -55,7 +53,7 @@ MAGIC = {
 }
 
 
-def operators():
+def operators() -> list[dict[str, Any]]:
     """All operators as init lists them."""
     listed = [
         {"id": 100 * country_id + n, "name": name, "country_id": country_id}
@@ -67,81 +65,100 @@ def operators():
     ]
 
 
-def create_sandbox(api_key, deliver_to=None, webhook_secret=None, delay=3.0):
+def create_sandbox(
+    api_key: str,
+    deliver_to: str | None = None,
+    webhook_secret: str | None = None,
+    delay: float = 3.0,
+) -> Flask:
     """The sandbox as a WSGI app.
 
     `api_key` is the SYSTEM_API_KEY it takes; `deliver_to` the URL that its SMS are POSTed to
-    (…/api/ingest/SYSTEM_API_KEY), signed with `webhook_secret` when given; `delay` in seconds.
+    (…/api/ingest/SYSTEM_API_KEY), signed with `webhook_secret` if given; `delay` in seconds.
     """
     app = Flask(__name__)
-    app.json.sort_keys = False
+    app.json.sort_keys = False  # type: ignore[attr-defined]  # of Flask's default provider
     app.config.update(DELIVER_TO=deliver_to)
-    granted = {}  # digits -> operator_id
-    by_key = {}  # Idempotency-Key -> digits
-    lock = threading.Lock()
+    sandbox = _Sandbox(app, api_key, webhook_secret, delay)
+    app.add_url_rule("/api/init/<path:key>", view_func=sandbox.init)
+    app.add_url_rule("/api/get-number/<path:key>", view_func=sandbox.get_number)
+    app.add_url_rule("/sms", view_func=sandbox.sms, methods=["POST"])
+    return app
 
-    def error(status, message):
-        return {"status": "error", "message": message}, status
 
-    @app.get("/api/init/<path:key>")
-    def init(key):
-        if key != api_key:
-            return error(401, "Unauthorized")
+def _error(status: int, message: str) -> tuple[dict[str, Any], int]:
+    return {"status": "error", "message": message}, status
+
+
+# What the magic operators answer instead of a number
+FAILURES: dict[int | None, Any] = {
+    NO_NUMBER: _error(404, "No number received"),
+    ERROR_500: _error(500, "The sandbox fails as asked"),
+    MALFORMED: "<html>The sandbox talks nonsense as asked</html>",
+}
+
+
+class _Sandbox:
+    def __init__(self, app: Flask, api_key: str, webhook_secret: str | None, delay: float) -> None:
+        self.app, self.api_key, self.webhook_secret = app, api_key, webhook_secret
+        self.delay = delay
+        self.granted: dict[str, int] = {}  # digits -> operator_id
+        self.by_key: dict[str | None, str] = {}  # Idempotency-Key -> digits
+        self.lock = threading.Lock()
+
+    def init(self, key: str) -> Any:
+        if key != self.api_key:
+            return _error(401, "Unauthorized")
         countries = [
             {"id": id, "name": name, "phone_code": code}
             for id, (name, code, *_) in COUNTRIES.items()
         ]
         return {"status": "success", "data": {"countries": countries, "operators": operators()}}
 
-    @app.get("/api/get-number/<path:key>")
-    def get_number(key):
-        if key != api_key:
-            return error(401, "Invalid api_key")
+    def get_number(self, key: str) -> Any:
+        if key != self.api_key:
+            return _error(401, "Invalid api_key")
         country_id = request.args.get("country_id", type=int)
         operator_id = request.args.get("operator_id", type=int)
         if country_id not in COUNTRIES:
-            return error(404, "No number received")
-        if operator_id == NO_NUMBER:
-            return error(404, "No number received")
-        if operator_id == ERROR_500:
-            return error(500, "The sandbox fails as asked")
-        if operator_id == MALFORMED:
-            return "<html>The sandbox talks nonsense as asked</html>"
+            return _error(404, "No number received")
+        if operator_id in FAILURES:
+            return FAILURES[operator_id]
         if operator_id == DELAY:
-            time.sleep(delay)
-        mine = [o for o in operators() if o["country_id"] == country_id]
-        operator = next((o for o in operators() if o["id"] == operator_id), random.choice(mine))
-        with lock:
-            digits = by_key.get(request.headers.get("Idempotency-Key"))
-            if digits is None:
-                digits = fresh(country_id, operator["id"])
-            granted[digits] = operator["id"]
-            if given := request.headers.get("Idempotency-Key"):
-                by_key[given] = digits
-        return {
-            "status": "success",
-            "data": {"phone_number": f"+{digits}", "operator": operator, "operators": mine},
-        }
+            time.sleep(self.delay)
+        of_country = [o for o in operators() if o["country_id"] == country_id]
+        asked = (o for o in operators() if o["id"] == operator_id)
+        operator = next(asked, random.choice(of_country))
+        digits = self.grant(country_id, operator["id"], request.headers.get("Idempotency-Key"))
+        data = {"phone_number": f"+{digits}", "operator": operator, "operators": of_country}
+        return {"status": "success", "data": data}
 
-    def fresh(country_id, operator_id):
+    def grant(self, country_id: int, operator_id: int, idempotency_key: str | None) -> str:
+        """The digits of a new number, or of the one that the key got before."""
+        with self.lock:
+            digits = self.by_key.get(idempotency_key) or self.fresh(country_id, operator_id)
+            self.granted[digits] = operator_id
+            if idempotency_key:
+                self.by_key[idempotency_key] = digits
+        return digits
+
+    def fresh(self, country_id: int, operator_id: int) -> str:
         _, code, prefixes, length, _ = COUNTRIES[country_id]
         if operator_id == LATE_SMS:
             return code + prefixes[0] + "0" * length
         while True:
-            digits = (
-                code + random.choice(prefixes) + str(random.randrange(10**length)).zfill(length)
-            )
-            if digits not in granted:
+            rest = str(random.randrange(10**length)).zfill(length)
+            digits = code + random.choice(prefixes) + rest
+            if digits not in self.granted:
                 return digits
 
-    @app.post("/sms")
-    def sms():
-        """A fake SMS (phone_number, sms_text, otp_code): what the world would send the number."""
+    def sms(self) -> Any:
+        """A fake SMS (phone_number, sms_text, otp_code), as the world would send it."""
         given = request.get_json() if request.is_json else request.values
         digits = given.get("phone_number", "").strip().lstrip("+")
         text = given.get("sms_text") or f"Your code is {random.randrange(10**6):06}"
-        if digits not in granted:
-            return error(404, "The sandbox has granted no such number")
+        if digits not in self.granted:
+            return _error(404, "The sandbox has granted no such number")
         data = {
             "phone_number": f"+{digits}",
             "otp_code": given.get("otp_code"),
@@ -149,28 +166,25 @@ def create_sandbox(api_key, deliver_to=None, webhook_secret=None, delay=3.0):
             "sms_text": text,
         }
         message_id = f"msg_{secrets.token_hex(12)}"
-        if granted[digits] == LATE_SMS:
+        if self.granted[digits] == LATE_SMS:
             data["received_at"] = datetime.now(UTC).isoformat()
-            timer = threading.Timer(delay, deliver, (message_id, data))
+            timer = threading.Timer(self.delay, self.deliver, (message_id, data))
             timer.daemon = True
             timer.start()
             return {"status": "success", "data": {"sent": "later"}}, 202
-        answers = [deliver(message_id, data)]
-        if granted[digits] == DUPLICATE_SMS:
-            answers.append(deliver(message_id, data))
+        answers = [self.deliver(message_id, data)]
+        if self.granted[digits] == DUPLICATE_SMS:
+            answers.append(self.deliver(message_id, data))
         return {"status": "success", "data": {"sent": text, "answers": answers}}
 
-    def deliver(message_id, data):
+    def deliver(self, message_id: str, data: dict[str, Any]) -> Any:
         body = json.dumps({"event": "otp_received", "data": data}).encode()
         headers = {"Content-Type": "application/json", "webhook-id": message_id}
-        if webhook_secret:
-            headers["webhook-timestamp"] = str(int(time.time()))
-            headers["webhook-signature"] = sign(
-                webhook_secret, message_id, headers["webhook-timestamp"], body
-            )
+        if self.webhook_secret:
+            timestamp = str(int(time.time()))
+            headers["webhook-timestamp"] = timestamp
+            headers["webhook-signature"] = sign(self.webhook_secret, message_id, timestamp, body)
         with requests.Session() as session:
             session.trust_env = False
-            answer = session.post(app.config["DELIVER_TO"], data=body, headers=headers, timeout=30)
-        return answer.json()
-
-    return app
+            url = self.app.config["DELIVER_TO"]
+            return session.post(url, data=body, headers=headers, timeout=30).json()

@@ -2,32 +2,59 @@
 
 import json
 import logging
-import threading
 import time
-from concurrent.futures import Future
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from flask import current_app
-from marshmallow import ValidationError
+from flask import Flask, current_app
+from marshmallow import INCLUDE, Schema, ValidationError, fields, validate
 
 from service import outbound
+from service.cache import SharedCache
+from service.fields import MAX_ID, Text, phone_digits
 from service.logs import event, mask
-from service.schemas import GrantSchema, InitSchema, OperatorSchema, phone_digits
 
-log = logging.getLogger(__name__)
 INIT_BYTES = 8 * 2**20
 NUMBER_BYTES = 256 * 2**10
-_GRANT, _OPERATOR = GrantSchema(), OperatorSchema(partial=("name",))
+
+
+class _Kept(Schema):
+    """What the main server says; unknown fields are kept."""
+
+    class Meta:
+        unknown = INCLUDE
+
+
+class CountrySchema(_Kept):
+    """A country of the main server."""
+
+    id = fields.Integer(required=True, strict=True)
+    name = fields.String()
+    phone_code = Text(allow_none=True)
+
+
+class OperatorSchema(_Kept):
+    """An operator of the main server."""
+
+    id = fields.Integer(required=True, strict=True, validate=validate.Range(0, MAX_ID))
+    name = fields.String(required=True, validate=validate.Length(max=255))
+    country_id = fields.Integer(strict=True, allow_none=True, validate=validate.Range(0, MAX_ID))
+
+
+class InitSchema(_Kept):
+    """`data` of the main server's init."""
+
+    countries = fields.List(fields.Nested(CountrySchema), required=True)
+    operators = fields.List(fields.Nested(OperatorSchema), required=True)
+
+
+_OPERATOR = OperatorSchema(partial=("name",))
 
 
 class UpstreamError(Exception):
-    """Base of all that can go wrong with the main server; never raised itself.
+    """Base of all that can go wrong with the main server; never raised itself."""
 
-    `granted` says whether a number may have been granted all the same.
-    """
-
-    granted = False
+    granted = False  # whether a number may have been granted all the same
 
 
 class NotConfigured(UpstreamError):
@@ -37,7 +64,7 @@ class NotConfigured(UpstreamError):
 class Unreachable(UpstreamError):
     """No complete answer: not connected, cut off, or out of time."""
 
-    def __init__(self, failure):
+    def __init__(self, failure: outbound.CallFailed) -> None:
         super().__init__(failure.kind)
         self.granted = failure.sent
 
@@ -51,10 +78,9 @@ class NotTheContract(UpstreamError):
 class Refused(UpstreamError):
     """The main server answered an error: its `status`, and its `message` or None."""
 
-    def __init__(self, status, message):
+    def __init__(self, status: int, message: str | None) -> None:
         super().__init__(f"{status} {message}")
-        self.status = status
-        self.message = message
+        self.status, self.message = status, message
         self.granted = status >= 500
 
 
@@ -62,29 +88,29 @@ class NoNumber(UpstreamError):
     """The main server has no number to give."""
 
 
-@dataclass
-class Grant:
-    """A number granted by the main server: its digits, and the operators told along with it."""
+class Grant(NamedTuple):
+    """A number granted by the main server: its digits, and the operators sent along with it."""
 
     digits: str
-    operators: list
+    operators: list[dict[str, Any]]
 
 
-def init_app(app):
-    app.extensions["upstream"] = {
-        "session": outbound.new_session(),
-        "init": _SharedCache(app.config["INIT_CACHE_SECONDS"]),
-    }
+def init_app(app: Flask) -> None:
+    cache = SharedCache[dict[str, Any]](app.config["INIT_CACHE_SECONDS"])
+    app.extensions["upstream"] = {"session": outbound.new_session(), "init": cache}
 
 
-def init():
+def init() -> dict[str, Any]:
     """The main server's `{"countries": […], "operators": […]}`, cached. Raises UpstreamError."""
-    return current_app.extensions["upstream"]["init"].get(_fetch_init)
+    cache: SharedCache[dict[str, Any]] = current_app.extensions["upstream"]["init"]
+    return cache.get(_fetch_init)
 
 
-def get_number(country_id, operator_id=None, idempotency_key=None):
+def get_number(
+    country_id: int, operator_id: int | None = None, idempotency_key: str | None = None
+) -> Grant:
     """Ask the main server for one number; never repeated here. Raises UpstreamError."""
-    params = {"country_id": country_id, "number_format": "full"}
+    params: dict[str, Any] = {"country_id": country_id, "number_format": "full"}
     if operator_id is not None:
         params["operator_id"] = operator_id
     if current_app.config["MAIN_SERVER_USER_ID"]:
@@ -96,46 +122,44 @@ def get_number(country_id, operator_id=None, idempotency_key=None):
         if e.status == 404:
             raise NoNumber from e
         raise
-    if not data or not data.get("phone_number"):
+    if not data or not (number := data.get("phone_number")):
         raise NoNumber
     try:
-        number = _GRANT.load(data)["phone_number"]
+        if not isinstance(number, str):
+            raise ValidationError("must be a string", "phone_number")
         digits = phone_digits(number)
     except ValidationError as e:
         raise NotTheContract(f"get-number: {sorted(e.normalized_messages())}") from e
     return Grant(digits, _operators(data, country_id))
 
 
-def _fetch_init():
-    data = _get("init", INIT_BYTES)
-    errors = InitSchema().validate(data if data is not None else {})
-    if errors:
+def _fetch_init() -> dict[str, Any]:
+    data = _get("init", INIT_BYTES) or {}
+    if errors := InitSchema().validate(data):
         raise NotTheContract(f"init: {sorted(errors)}")
     return data
 
 
-def _operators(data, country_id):
+def _operators(data: dict[str, Any], country_id: int) -> list[dict[str, Any]]:
     """The well-formed ones of `data.operator` and `data.operators`: a number outweighs the rest."""
-    listed = data.get("operators") if isinstance(data.get("operators"), list) else []
+    listed = data.get("operators")
     good = []
-    for operator in [data.get("operator"), *listed]:
-        if operator is None:
-            continue
-        if not isinstance(operator, dict) or _OPERATOR.validate(operator):
-            event(log, "operator_ignored", logging.WARNING, country_id=country_id)
-            continue
-        good.append({"country_id": country_id} | operator)
+    for operator in [data.get("operator"), *(listed if isinstance(listed, list) else [])]:
+        if isinstance(operator, dict) and not _OPERATOR.validate(operator):
+            good.append({"country_id": country_id} | operator)
+        elif operator is not None:
+            event("operator_ignored", logging.WARNING, country_id=country_id)
     return good
 
 
-def _get(endpoint, limit, **kwargs):
+def _get(endpoint: str, limit: int, **kwargs: Any) -> dict[str, Any] | None:
     """The one way to the main server: `data` of its success answer, or an UpstreamError."""
     config = current_app.config
     base, key = config["MAIN_SERVER_URL"], config["SYSTEM_API_KEY"]
     if not base or not key:
         raise NotConfigured
     started = time.monotonic()
-    result = "failed"
+    result: int | str = "failed"
     try:
         answer = outbound.call(
             current_app.extensions["upstream"]["session"],
@@ -151,11 +175,11 @@ def _get(endpoint, limit, **kwargs):
         raise Unreachable(e) from e
     finally:
         ms = round((time.monotonic() - started) * 1000)
-        event(log, "upstream_called", endpoint=endpoint, result=result, ms=ms)
+        event("upstream_called", endpoint=endpoint, result=result, ms=ms)
     return _data(answer)
 
 
-def _data(answer):
+def _data(answer: outbound.Answer) -> dict[str, Any] | None:
     try:
         body = None if answer.truncated else json.loads(answer.body)
     except (ValueError, RecursionError):
@@ -170,40 +194,3 @@ def _data(answer):
     if data is not None and not isinstance(data, dict):
         raise NotTheContract("data is not an object")
     return data
-
-
-class _SharedCache:
-    """One value kept for `seconds`; concurrent misses share one fetch, errors are not kept."""
-
-    def __init__(self, seconds):
-        self.seconds = seconds
-        self._lock = threading.Lock()
-        self._value = None
-        self._until = 0.0
-        self._fetching = None
-
-    def get(self, fetch):
-        if not self.seconds:
-            return fetch()
-        with self._lock:
-            if time.monotonic() < self._until:
-                return self._value
-            fetching = self._fetching
-            if mine := fetching is None:
-                fetching = self._fetching = Future()
-        if mine:
-            self._fetch(fetch, fetching)
-        return fetching.result()
-
-    def _fetch(self, fetch, fetching):
-        try:
-            value = fetch()
-        except BaseException as e:
-            with self._lock:
-                self._fetching = None
-            fetching.set_exception(e)
-            return
-        with self._lock:
-            self._value, self._until = value, time.monotonic() + self.seconds
-            self._fetching = None
-        fetching.set_result(value)

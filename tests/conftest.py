@@ -6,9 +6,11 @@ from types import SimpleNamespace
 import pytest
 
 from config import Config
-from service import create_app, webhooks
-from service.models import Provider, User, db, new_key, sha256, transact
-from service.secretbox import seal
+from service import create_app, keys
+from service.database.engine import db
+from service.database.models import Provider, User
+from service.database.writing import transact
+from service.keys import new_key, seal, sha256
 
 pytest_plugins = ["tests.databases", "tests.fixtures"]
 
@@ -79,11 +81,11 @@ def make_user(app):
     """Add a user; keywords are columns. Gives `id`, `key` and `secret`."""
 
     def make(**columns):
-        key, secret = new_key("usr"), webhooks.new_secret()
+        key, secret = new_key("usr"), keys.new_secret()
         with app.app_context():
             defaults = {"name": "Ann", "key_hash": sha256(key), "webhook_secret": seal(secret)}
             user = User(**(defaults | columns))
-            transact(lambda: db.session.add(user))
+            transact(lambda tx: db.session.add(user))
             return SimpleNamespace(id=user.id, key=key, secret=secret)
 
     return make
@@ -97,7 +99,7 @@ def make_provider(app):
         key = new_key("ing")
         with app.app_context():
             provider = Provider(name=name, format=format, key_hash=sha256(key), **columns)
-            transact(lambda: db.session.add(provider))
+            transact(lambda tx: db.session.add(provider))
         return f"/api/ingest/{key}"
 
     return make

@@ -8,7 +8,7 @@ from flask_migrate import upgrade
 
 from config import Config
 from service import create_app
-from service.models import db
+from service.database.engine import db
 from tests import mariadb
 from tests.conftest import SECRET_KEY
 
@@ -89,3 +89,7 @@ def empty_database_url(request, database_url, tmp_path):
     server.run("CREATE DATABASE fresh")
     yield server.url("fresh")
     server.run("DROP DATABASE fresh")
+
+
+# For what no database has a part in
+on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

@@ -1,5 +1,6 @@
 """More fixtures: an assignment, a webhook receiver, the commands, real server processes."""
 
+import base64
 import json
 import os
 import signal
@@ -13,7 +14,10 @@ import pytest
 import requests
 from flask import Flask, request
 
-from service.models import PhoneNumber, db, transact, utcnow
+from service.database.columns import utcnow
+from service.database.engine import db
+from service.database.models import PhoneNumber
+from service.database.writing import transact
 from tests.peers import serving
 
 ROOT = Path(__file__).parents[1]
@@ -32,7 +36,7 @@ def assign(app):
             requested_at=at, assigned_at=at,
         )  # fmt: skip
         with app.app_context():
-            transact(lambda: db.session.add(row))
+            transact(lambda tx: db.session.add(row))
             return row.id
 
     return make
@@ -96,3 +100,15 @@ def start(tmp_path):
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+SMS = {"phone_number": f"+{NUMBER}", "sms_text": "Your code is 123456"}
+
+
+def new_secret():
+    """A signing secret as Standard Webhooks writes them, other than the one before."""
+    new_secret.made += 1
+    return "whsec_" + base64.b64encode(b"%032d" % new_secret.made).decode()
+
+
+new_secret.made = 0

@@ -5,7 +5,7 @@ import threading
 
 from sqlalchemy import event
 
-from service.models import db
+from service.database.engine import db
 
 
 def in_background(call):
@@ -42,3 +42,15 @@ def statements(app, part):
         yield wait
     finally:
         event.remove(engine, "before_cursor_execute", note)
+
+
+def answer(response):
+    return response.status_code, response.json.get("message", response.json.get("data"))
+
+
+def in_threads(n, call):
+    threads = [threading.Thread(target=call, args=(i,)) for i in range(n)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()

@@ -82,3 +82,59 @@ def raw_server(talk):
 def sandbox(**options):
     """The sandbox main server, with the tests' system key."""
     return serving(create_sandbox(SYSTEM_KEY, **options))
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+
+
+def drip(connection, stopped, data):
+    """One byte every 50 ms: each well within any socket timeout."""
+    for byte in data:
+        if stopped.wait(0.05):
+            return
+        connection.sendall(bytes([byte]))
+    stopped.wait()
+
+
+def silence(connection, stopped):
+    stopped.wait()
+
+
+def header_drip(connection, stopped):
+    drip(connection, stopped, b"HTTP/1.1 200 OK\r\nX-Slow: " + b"x" * 10000)
+
+
+def body_drip(connection, stopped):
+    connection.sendall(HEAD + b"Content-Length: 10000\r\n\r\n")
+    drip(connection, stopped, b"x" * 10000)
+
+
+def body_drip_until_close(connection, stopped):
+    connection.sendall(HEAD + b"\r\n")
+    drip(connection, stopped, b'{"status":"success","data":{}}' * 100)
+
+
+def chunk_drip(connection, stopped):
+    connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+    drip(connection, stopped, b"1\r\nx\r\n" * 1000)
+
+
+def informational_drip(connection, stopped):
+    while not stopped.wait(0.05):
+        connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+def redirect_drip(connection, stopped):
+    connection.sendall(b"HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 10000\r\n\r\n")
+    drip(connection, stopped, b"x" * 10000)
+
+
+SLOW = [
+    silence,
+    header_drip,
+    body_drip,
+    body_drip_until_close,
+    chunk_drip,
+    informational_drip,
+    redirect_drip,
+]

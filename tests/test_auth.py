@@ -2,9 +2,12 @@
 
 import pytest
 
-from service.models import User
+from service.database.engine import db
+from service.database.models import User
 from tests.conftest import SYSTEM_KEY
-from tests.test_ingest import SMS, change, messages, on_sqlite
+from tests.databases import on_sqlite
+from tests.fixtures import SMS
+from tests.records import change, messages
 
 pytestmark = on_sqlite
 
@@ -67,7 +70,7 @@ def test_where_a_key_may_stand(client, ann, path, headers):
 def test_what_is_no_key(client, app, ann, path, headers, expected):
     """What is stored of a key, its hash, is none either."""
     with app.app_context():
-        known = {"key": ann.key, "hash": User.by_api_key(ann.key).key_hash}
+        known = {"key": ann.key, "hash": db.session.get(User, ann.id).key_hash}
     headers = {name: value.format(**known) for name, value in headers.items()}
     assert answer(client.get(f"/api/numbers{path.format(**known)}", headers=headers)) == expected
 

@@ -10,21 +10,14 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import event, insert, select, text
 
-from service.models import (
-    Attempt,
-    Delivery,
-    Message,
-    PhoneNumber,
-    User,
-    count,
-    db,
-    transact,
-    utcnow,
-)
+from service.database.columns import utcnow
+from service.database.engine import db
+from service.database.models import Attempt, Delivery, Message, PhoneNumber, User
+from service.database.writing import transact
 from tests.conftest import SYSTEM_KEY
-from tests.databases import on_mariadb
+from tests.databases import on_mariadb, on_sqlite
 from tests.fixtures import NUMBER
-from tests.test_ingest import change, on_sqlite
+from tests.records import change
 
 OTHER = "12025550124"
 
@@ -87,7 +80,7 @@ def test_a_number_that_is_only_asked_for_is_not_listed(app, client, make_user):
     for state in ("requested", "unknown"):
         with app.app_context():
             row = PhoneNumber(user_id=user.id, state=state, country_id=1)
-            transact(lambda row=row: db.session.add(row))
+            transact(lambda tx, row=row: db.session.add(row))
     assert read(client, "numbers", user) == []
 
 
@@ -122,7 +115,7 @@ def test_messages_of_one_number_as_it_was_given_out(app, client, make_user, assi
     id = assign(user.id)
     assign(user.id, OTHER)
     with app.app_context():
-        transact(lambda: setattr(db.session.get(PhoneNumber, id), "phone_code", "1"))
+        transact(lambda tx: setattr(db.session.get(PhoneNumber, id), "phone_code", "1"))
     wanted, _ = sms("code 123456"), sms("code 654321", OTHER)
     rows = read(client, "messages", user, phone_number=spelled)
     assert [row["id"] for row in rows] == [wanted]
@@ -354,7 +347,7 @@ def test_summary_counts_in_all_and_per_day(app, client, make_user):
     with app.app_context():
         for days, numbers in ((0, 1), (2, 2), (40, 4)):
             at = today - timedelta(days=days)
-            transact(lambda at=at, n=numbers: count(user.id, at, numbers=n, sms=n, otps=1))
+            transact(lambda tx, at=at, n=numbers: tx.count(user.id, at, numbers=n, sms=n, otps=1))
     data = read(client, "summary", user)["data"]
     assert data["totals"] == {"numbers": 7, "sms": 7, "otps": 3, "webhooks_delivered": 0}
     assert len(data["days"]) == 30
@@ -395,7 +388,7 @@ def deliver(app):
             for answer in answers
         ]
 
-        def write():
+        def write(tx):
             if sms:
                 message = Message(
                     user_id=user.id, provider="gw", digits=NUMBER, sms_text="x",
@@ -488,7 +481,7 @@ def test_who_may_read(app, client, make_user, call):
         response = client.get(bad)
         assert (response.status_code, response.json["status"]) == (401, "error")
     with app.app_context():
-        transact(lambda: setattr(db.session.get(User, user.id), "active", False))
+        transact(lambda tx: setattr(db.session.get(User, user.id), "active", False))
     assert client.get(f"{path}/{user.key}").status_code == 401
 
 

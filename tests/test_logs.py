@@ -7,9 +7,9 @@ import re
 import pytest
 from sqlalchemy import text
 
-from service.models import db
+from service.database.engine import db
 from tests.conftest import SYSTEM_KEY
-from tests.pages import post, token
+from tests.forms import post, token
 
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 

@@ -18,68 +18,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from service import outbound
-from service.models import db
+from service.database.engine import db
 from tests.conftest import SYSTEM_KEY
 from tests.fixtures import ROOT
-from tests.peers import raw_server
+from tests.peers import HEAD, SLOW, body_drip, header_drip, raw_server, silence
 
 # For what does not depend on the database's engine
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-
-HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
-
-
-def drip(connection, stopped, data):
-    """One byte every 50 ms: each well within any socket timeout."""
-    for byte in data:
-        if stopped.wait(0.05):
-            return
-        connection.sendall(bytes([byte]))
-    stopped.wait()
-
-
-def silence(connection, stopped):
-    stopped.wait()
-
-
-def header_drip(connection, stopped):
-    drip(connection, stopped, b"HTTP/1.1 200 OK\r\nX-Slow: " + b"x" * 10000)
-
-
-def body_drip(connection, stopped):
-    connection.sendall(HEAD + b"Content-Length: 10000\r\n\r\n")
-    drip(connection, stopped, b"x" * 10000)
-
-
-def body_drip_until_close(connection, stopped):
-    connection.sendall(HEAD + b"\r\n")
-    drip(connection, stopped, b'{"status":"success","data":{}}' * 100)
-
-
-def chunk_drip(connection, stopped):
-    connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
-    drip(connection, stopped, b"1\r\nx\r\n" * 1000)
-
-
-def informational_drip(connection, stopped):
-    while not stopped.wait(0.05):
-        connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-
-
-def redirect_drip(connection, stopped):
-    connection.sendall(b"HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 10000\r\n\r\n")
-    drip(connection, stopped, b"x" * 10000)
-
-
-SLOW = [
-    silence,
-    header_drip,
-    body_drip,
-    body_drip_until_close,
-    chunk_drip,
-    informational_drip,
-    redirect_drip,
-]
 
 
 @pytest.fixture

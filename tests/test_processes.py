@@ -15,7 +15,7 @@ import requests
 from flask import Flask
 
 from service import logs
-from service.models import new_key
+from service.keys import new_key
 from service.sandbox import create_sandbox
 from tests.conftest import SECRET_KEY, SYSTEM_KEY
 from tests.databases import on_sqlite

@@ -6,7 +6,7 @@ import requests
 from service.sandbox import COUNTRIES, MAGIC, create_sandbox
 from tests.conftest import SYSTEM_KEY
 from tests.peers import sandbox, serving
-from tests.test_ingest import messages
+from tests.records import messages
 
 
 def test_it_has_a_realistic_table():

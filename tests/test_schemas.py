@@ -7,7 +7,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import select
 
-from service.models import Message, Operator, PhoneNumber, db, transact, utcnow
+from service.database.columns import utcnow
+from service.database.engine import db
+from service.database.models import Message, Operator, PhoneNumber
+from service.database.writing import transact
 from tests.conftest import MAIN, SYSTEM_KEY
 from tests.fixtures import NUMBER
 
@@ -181,7 +184,7 @@ def test_what_is_shown_without_being_asked_for(app, client, make_user, make_prov
     columns = {"user_id": user.id, "state": "assigned", "country_id": 1, "assigned_at": at}
     with app.app_context():
         rows = [PhoneNumber(digits=f"{12025550000 + n}", **columns) for n in range(51)]
-        transact(lambda: db.session.add_all(rows))
+        transact(lambda tx: db.session.add_all(rows))
     call = {"headers": {"X-API-Key": user.key}}
     assert client.get("/api/messages", **call).json["data"] == {"messages": []}
     for n in range(51):

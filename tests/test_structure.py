@@ -2,7 +2,9 @@
 
 import ast
 import re
+import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -10,41 +12,74 @@ import pytest
 from config import DATABASE_VARIABLES, Config
 
 ROOT = Path(__file__).parents[1]
-# Each module imports only from those after it
-ORDER = [
-    "demo", "sandbox", "__init__", "cli", "api", "profile", "sessions", "checks", "history",
-    "openapi", "assignment", "ingestion", "auth", "gateways", "delivery", "guard", "secretbox",
-    "upstream", "webhooks", "schemas", "models", "outbound", "otp", "charsets", "slots", "logs",
-    "errors",
+# The folders and modules of service/ from the top down; "" is service/__init__ itself
+LEVELS = [
+    "demo", "sandbox", "", "commands", "pages", "api", "sms", "numbers", "history", "webhooks",
+    "auth", "users", "upstream", "cache", "database", "outbound", "limits", "keys", "fields",
+    "logs", "errors",
 ]  # fmt: skip
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted((ROOT / "service").rglob("*.py"))
+    if "migrations" not in path.parts
+}
 
 
-def modules():
-    return sorted((ROOT / "service").glob("*.py"))
+def imports_of(module):
+    """The modules of this project that a module imports at its top."""
+    for node in ast.parse(MODULES[module].read_text()).body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                yield name if name in MODULES else node.module
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: path.stem)
-def test_imports_run_downward(path):
-    tree = ast.parse(path.read_text())
-    below = ORDER[ORDER.index(path.stem) + 1 :]
+def level_of(module):
+    return LEVELS.index([*module.split("."), ""][1])
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_run_downward(module):
+    """A folder imports from itself and from those below it; only create_app reads the settings."""
+    for name in imports_of(module):
+        if name.split(".")[0] == "service":
+            assert level_of(name) >= level_of(module), (module, name)
+        if name == "config":
+            assert module in ("service", "service.demo")
+
+
+def test_no_import_goes_in_a_circle():
+    TopologicalSorter({module: list(imports_of(module)) for module in MODULES}).prepare()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_and_functions_stay_small(module):
+    tree = ast.parse(MODULES[module].read_text())
+    assert len(MODULES[module].read_text().splitlines()) <= 380
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "service":
-            names = [node.module.partition(".")[2]] if "." in node.module else []
-            for name in names or [alias.name for alias in node.names]:
-                name = name if name in ORDER else "__init__"
-                # the one exception: the demo command starts what production never imports
-                assert name in below or (path.stem, name) == ("cli", "demo"), (path.stem, name)
-        if isinstance(node, ast.ImportFrom | ast.Import) and path.stem != "demo":
-            roots = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module]
-            assert "config" not in roots or path.stem == "__init__"
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 45, node.name
 
 
-@pytest.mark.parametrize("path", [*modules(), ROOT / "config.py", ROOT / "wsgi.py"], ids=str)
+@pytest.mark.parametrize("path", [*MODULES.values(), ROOT / "config.py", ROOT / "wsgi.py"], ids=str)
 def test_a_module_docstring_is_one_sentence(path):
-    docstring = ast.get_docstring(ast.parse(path.read_text()))
-    assert docstring
-    assert "\n" not in docstring
-    assert docstring.endswith(".")
+    text = path.read_text()
+    docstring = ast.get_docstring(ast.parse(text)) or ""
+    if text:
+        assert docstring.endswith(".") and "\n" not in docstring and ". " not in docstring
+
+
+def test_tests_stand_alone():
+    """No test imports another test module, or a private name of the service."""
+    for path in (ROOT / "tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                assert not re.search(r"(^|\.)test_", node.module or ""), (path, node.module)
+                if (node.module or "").startswith("service"):
+                    private = [alias.name for alias in node.names if alias.name.startswith("_")]
+                    assert not private, (path, private)
 
 
 def test_every_setting_command_and_route_is_in_the_readme(app):
@@ -83,6 +118,4 @@ def test_every_route_decides_who_may_call(app):
 
 def test_the_sandbox_is_no_part_of_production():
     code = "import wsgi, sys; assert not {'service.sandbox', 'service.demo'} & set(sys.modules)"
-    import subprocess
-
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -21,8 +21,9 @@ from flask_migrate import upgrade
 from sqlalchemy import func, select
 
 from config import Config
-from service import create_app, webhooks
-from service.models import (
+from service import create_app, keys
+from service.database.engine import db
+from service.database.models import (
     Delivery,
     Message,
     PhoneNumber,
@@ -30,13 +31,10 @@ from service.models import (
     SystemSummary,
     User,
     UserSummary,
-    db,
-    new_key,
-    sha256,
-    transact,
 )
+from service.database.writing import transact
+from service.keys import new_key, seal, sha256
 from service.sandbox import create_sandbox
-from service.secretbox import seal
 from tests.conftest import SECRET_KEY
 from tests.mariadb import MariaDB, cluster, free_port
 from tests.peers import serving
@@ -239,12 +237,12 @@ def prepare(url, hook):
             key = new_key("usr")
             user = User(
                 name=f"user {n}", key_hash=sha256(key), webhook_url=hook,
-                webhook_secret=seal(webhooks.new_secret()),
+                webhook_secret=seal(keys.new_secret()),
             )  # fmt: skip
-            transact(lambda user=user: db.session.add(user))
+            transact(lambda tx, user=user: db.session.add(user))
             users.append({"id": user.id, "key": key})
         provider = Provider(name="gw", format="generic", key_hash=sha256(provider_key))
-        transact(lambda: db.session.add(provider))
+        transact(lambda tx: db.session.add(provider))
     return app, users, provider_key
 
 

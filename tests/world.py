@@ -11,10 +11,13 @@ import time
 from flask import Flask
 from sqlalchemy import func, insert, select, update
 
-from service.models import Delivery, Message, SystemSummary, db, transact, utcnow
+from service.database.columns import utcnow
+from service.database.engine import db
+from service.database.models import Delivery, Message, SystemSummary
+from service.database.writing import transact
+from tests.fixtures import SMS
+from tests.forms import post
 from tests.peers import serving
-from tests.test_ingest import SMS
-from tests.test_profile import post
 
 # How long a test waits for what must come: it fails then, and is slow on no machine before
 PATIENCE = 100
@@ -107,13 +110,13 @@ class World:
                 user_id=user_id, provider="gw", digits="1", sms_text="code 1", otp_code="1",
                 received_at=now,
             )  # fmt: skip
-            transact(lambda: db.session.add(message))
+            transact(lambda tx: db.session.add(message))
             defaults = {
                 "user_id": user_id, "message_id": message.id, "body": b"{}", "state": "pending",
                 "attempts": 0, "next_attempt_at": now, "created_at": now,
             }  # fmt: skip
             rows = [defaults | {"webhook_id": secrets.token_hex()} | columns for _ in range(n)]
-            transact(lambda: db.session.execute(insert(Delivery), rows))
+            transact(lambda tx: db.session.execute(insert(Delivery), rows))
             newest = select(Delivery.id).order_by(Delivery.id.desc()).limit(n)
             return sorted(db.session.scalars(newest))
 
@@ -122,7 +125,7 @@ class World:
         change = update(model).values(values).execution_options(synchronize_session=False)
         change = change if id is None else change.where(model.id == id)
         with self.app.app_context():
-            transact(lambda: db.session.execute(change))
+            transact(lambda tx: db.session.execute(change))
 
     def make_due(self):
         self.change(next_attempt_at=utcnow(), leased_until=None)

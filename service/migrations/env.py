@@ -6,7 +6,8 @@ from alembic import context
 from flask import current_app
 from sqlalchemy import text
 
-from service.models import UTCDateTime, db
+from service.database.engine import db
+from service.database.columns import UTCDateTime
 
 DATETIME = "sa.DateTime().with_variant(mysql.DATETIME(fsp=6), 'mysql', 'mariadb')"
 

@@ -9,7 +9,7 @@ from alembic import op
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 
-from service.secretbox import seal, unseal
+from service.keys import seal, unseal
 
 # revision identifiers, used by Alembic.
 revision = '0002'

@@ -1,0 +1,182 @@
+"""The JSON API: init, get_number, ingest, what users read back, and errors as JSON."""
+
+import logging
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from flask import Blueprint, Request, Response, current_app, jsonify, request
+from sqlalchemy.exc import SQLAlchemyError
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
+
+from service import auth, errors, history, upstream
+from service.api import openapi, schemas
+from service.database import schema
+from service.database.writing import release
+from service.fields import load_query
+from service.logs import event
+from service.numbers import assignment
+from service.numbers.formats import present
+from service.sms import ingestion, providers
+
+bp = Blueprint("api", __name__)
+_GET_NUMBER = schemas.GetNumberQuery()
+# The answer when an endpoint meets an unforeseen error
+UNFORESEEN = {"api.get_number": errors.UnableToGetNumber}
+View = TypeVar("View", bound=Callable[..., Any])
+
+
+def keyed(rule: str, **options: Any) -> Callable[[View], View]:
+    """Route `rule` with the key as its last part, and without it for a key in the headers."""
+
+    def decorate(view: View) -> View:
+        for path in (rule, f"{rule}/", f"{rule}/<path:key>"):  # a key may have slashes in it
+            bp.add_url_rule(path, view_func=view, **options)
+        return view
+
+    return decorate
+
+
+@keyed("/api/init")
+def init(key: str | None = None) -> dict[str, Any]:
+    """The countries and operators of the main server."""
+    if not current_app.config["SYSTEM_API_KEY"] or not current_app.config["MAIN_SERVER_URL"]:
+        raise errors.SystemConfigurationError
+    try:
+        auth.require_key(key)
+    except (errors.MissingCredentials, errors.InvalidApiKey) as e:
+        raise errors.Unauthorized from e
+    release()
+    try:
+        return success(upstream.init())
+    except upstream.Refused as e:
+        if e.message is None:
+            raise errors.ServiceFetchFailed from e
+        raise errors.MainServerRefused(e.status, e.message) from e
+    except upstream.UpstreamError as e:
+        raise errors.ServiceFetchFailed from e
+
+
+@keyed("/api/get-number")
+def get_number(key: str | None = None) -> dict[str, Any]:
+    """A number from the main server, assigned to the user."""
+    if request.method != "GET" or "prefetch" in _purpose():
+        raise MethodNotAllowed(["GET"])  # a HEAD or a prefetch must not cost a number
+    user = auth.calling_user(key)
+    auth.require_active_manager(user)
+    query = load_query(_GET_NUMBER, request.args)
+    number_format = query.get("number_format") or user.number_format or "full"
+    row, phone_code = assignment.get_number(
+        user, query["country_id"], query.get("operator_id"), number_format, _idempotency_key()
+    )
+    return success(
+        {
+            "phone_number": present(row.digits or "", number_format, phone_code),
+            "id": row.id,
+            "country_id": row.country_id,
+            "operator_id": row.operator_id,
+        }
+    )
+
+
+@keyed("/api/ingest", methods=["GET", "POST"])
+def ingest(key: str | None = None) -> dict[str, Any] | Response:
+    """An SMS from the main server or a gateway; GET is for gateways that can do nothing else."""
+    source = providers.source_of(auth.given_key(key))
+    gateway = source.gateway
+    if request.method != "POST" and not (request.method == "GET" and gateway.get):
+        raise MethodNotAllowed(["GET", "POST"] if gateway.get else ["POST"])
+    _refuse_cut_body()
+    sms = gateway.parse(request, source.secret, source.number)
+    data = ingestion.ingest(sms, source.name_of(sms), source.id)
+    if gateway.answer is None:
+        return success(data)
+    body, mimetype = gateway.answer
+    return Response(body, mimetype=mimetype)
+
+
+@keyed("/api/numbers")
+def numbers(key: str | None = None) -> dict[str, Any]:
+    """The numbers of the user, newest first."""
+    user = auth.calling_user(key)
+    rows = history.numbers(user, **load_query(schemas.NumbersQuery(), request.args))
+    return success({"numbers": schemas.NumberSchema(many=True).dump(rows)})
+
+
+@keyed("/api/messages")
+def messages(key: str | None = None) -> dict[str, Any]:
+    """The SMS of the user, oldest first; with `wait`, as soon as there is one."""
+    user = auth.calling_user(key)
+    rows = history.messages(user, **load_query(schemas.MessagesQuery(), request.args))
+    return success({"messages": schemas.MessageSchema(many=True).dump(rows)})
+
+
+@keyed("/api/summary")
+def summary(key: str | None = None) -> dict[str, Any]:
+    """The user's counts: in all, and of each day (UTC)."""
+    user = auth.calling_user(key)
+    counts = history.summary(user, **load_query(schemas.SummaryQuery(), request.args))
+    return success(schemas.SummarySchema().dump(counts))
+
+
+@bp.get("/healthz")
+def healthz() -> dict[str, Any]:
+    """Whether the database answers and its schema is this version's; needs no key."""
+    try:
+        current = schema.is_current()
+    except SQLAlchemyError as e:
+        raise errors.Unhealthy("The database does not answer") from e
+    if not current:
+        raise errors.Unhealthy("The database schema is not current")
+    return success({"database": "ok"})
+
+
+@bp.get("/openapi.json")
+def openapi_json() -> dict[str, Any]:
+    """This API, described for programs (OpenAPI 3.1)."""
+    return openapi.document()
+
+
+def success(data: Any) -> dict[str, Any]:
+    return {"status": "success", "data": data}
+
+
+def _purpose() -> str:
+    names = ("Sec-Purpose", "Purpose", "X-Purpose", "X-Moz")
+    return " ".join(request.headers.get(name, "") for name in names).lower()
+
+
+def _refuse_cut_body() -> None:
+    """Werkzeug silently cuts a body without a Content-Length at the limit; refuse it instead."""
+    limit = current_app.config["MAX_CONTENT_LENGTH"]
+    if request.content_length is None and len(request.get_data()) >= limit:
+        raise RequestEntityTooLarge
+
+
+def _idempotency_key() -> str | None:
+    key = request.headers.get("Idempotency-Key") or None
+    if key and len(key) > 255:
+        raise errors.BadRequest("Idempotency-Key must be at most 255 characters")
+    return key
+
+
+def serves(request: Request) -> bool:
+    """Whether the request is answered in JSON, errors included."""
+    return request.path.startswith(("/api", "/healthz", "/openapi.json"))
+
+
+def answer_error(error: Exception) -> Any:
+    """Any exception of a request as the documented JSON."""
+    if isinstance(error, HTTPException):
+        response = error.get_response()
+        body = jsonify(status="error", message=error.description or error.name)
+        response.data, response.content_type = body.data, body.content_type
+        return response
+    if not isinstance(error, errors.ApiError):
+        event("unexpected_error", logging.ERROR, exc_info=True)
+        error = UNFORESEEN.get(request.endpoint or "", errors.ApiError)()
+    elif error.status >= 500:
+        event("request_failed", logging.WARNING, exc_info=True)
+    answer: dict[str, Any] = {"status": "error", "message": error.message}
+    if error.errors:
+        answer["errors"] = error.errors
+    return answer, error.status, error.headers

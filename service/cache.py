@@ -1,0 +1,48 @@
+"""One value, fetched once for all who ask for it at the same time."""
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class SharedCache(Generic[T]):
+    """One value kept for `seconds`; concurrent misses share one fetch, errors are not kept."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._lock = threading.Lock()
+        self._value: T
+        self._until = 0.0
+        self._fetching: Future[T] | None = None
+
+    def get(self, fetch: Callable[[], T]) -> T:
+        """The value, from `fetch()` unless it is kept; raises what `fetch` raised."""
+        if not self.seconds:
+            return fetch()
+        with self._lock:
+            if time.monotonic() < self._until:
+                return self._value
+            fetching = self._fetching
+            is_first = fetching is None
+            if fetching is None:
+                fetching = self._fetching = Future()
+        if is_first:
+            self._fetch(fetch, fetching)
+        return fetching.result()
+
+    def _fetch(self, fetch: Callable[[], T], fetching: "Future[T]") -> None:
+        try:
+            value = fetch()
+        except BaseException as e:
+            with self._lock:
+                self._fetching = None
+            fetching.set_exception(e)
+            return
+        with self._lock:
+            self._value, self._until = value, time.monotonic() + self.seconds
+            self._fetching = None
+        fetching.set_result(value)

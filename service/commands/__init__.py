@@ -1,0 +1,14 @@
+"""The operator's commands: flask users, providers, webhooks, summary, purge, doctor, demo."""
+
+from flask import Flask
+
+from service.commands.providers import providers
+from service.commands.reports import summary
+from service.commands.upkeep import demo, doctor, purge
+from service.commands.users import users
+from service.commands.webhooks import webhooks
+
+
+def init_app(app: Flask) -> None:
+    for command in (users, providers, webhooks, summary, purge, doctor, demo):
+        app.cli.add_command(command)

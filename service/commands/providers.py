@@ -1,0 +1,85 @@
+"""flask providers …: the SMS gateways that may post to /api/ingest."""
+
+import re
+from typing import Any
+
+import click
+from flask.cli import AppGroup
+from marshmallow import ValidationError
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+
+from service.commands.output import as_json, row_of, show
+from service.database.engine import db
+from service.database.models import Provider
+from service.database.writing import Transaction, transact
+from service.fields import phone_digits
+from service.sms.gateways import FORMATS
+from service.sms.providers import create
+
+providers = AppGroup("providers", help="The SMS gateways that may post to /api/ingest.")
+
+
+def provider_row(provider: Provider) -> dict[str, Any]:
+    return row_of(provider, "id", "name", "format", "number", "active")
+
+
+@providers.command("add")
+@click.argument("name")
+@click.option("--format", "format_", type=click.Choice(list(FORMATS)), required=True)
+@click.option("--secret", help="What the gateway signs with, if its format has signatures.")
+@click.option("--number", help="The gateway's number, if it does not name the recipient.")
+@as_json
+def providers_add(
+    name: str, format_: str, secret: str | None, number: str | None, as_json: bool
+) -> None:
+    """Add an SMS gateway; its ingest key and what to paste there are shown this once."""
+    _check_options(name, format_, secret)
+    try:
+        digits = number and phone_digits(number)
+    except ValidationError as e:
+        raise click.BadParameter(str(e.messages[0]), param_hint="--number") from e
+    try:
+        provider, key = transact(create, name, format_, secret, digits)
+    except IntegrityError as e:
+        raise click.BadParameter(f"there is a provider {name} already", param_hint="NAME") from e
+    path = f"/api/ingest/{key}"
+    show(provider_row(provider) | {"ingest_key": key, "ingest_path": path}, as_json)
+    if not as_json:
+        setup = FORMATS[format_].setup.replace("URL", f"https://YOUR-SERVICE{path}")
+        click.echo(f"\n{setup}")
+
+
+def _check_options(name: str, format_: str, secret: str | None) -> None:
+    if not re.fullmatch(r"[\w.-]{1,64}", name):
+        sentence = "must be 1 to 64 letters, digits, '.', '_' or '-'"
+        raise click.BadParameter(sentence, param_hint="NAME")
+    if format_ == "main-server" and secret and not secret.startswith("whsec_"):
+        raise click.BadParameter("must start with whsec_", param_hint="--secret")
+    if secret and not FORMATS[format_].signs:
+        raise click.BadParameter(f"{format_} has no signatures", param_hint="--secret")
+
+
+@providers.command("list")
+@as_json
+def providers_list(as_json: bool) -> None:
+    """List the SMS gateways."""
+    rows = db.session.scalars(select(Provider).order_by(Provider.id))
+    show([provider_row(provider) for provider in rows], as_json)
+
+
+@providers.command("disable")
+@click.argument("provider")
+@as_json
+def providers_disable(provider: str, as_json: bool) -> None:
+    """Refuse a gateway (its name or id) from now on."""
+    show(provider_row(transact(_disable, provider)), as_json)
+
+
+def _disable(tx: Transaction, provider: str) -> Provider:
+    by = Provider.id == int(provider) if provider.isdecimal() else Provider.name == provider
+    row = tx.session.scalar(select(Provider).where(by))
+    if row is None:
+        raise click.BadParameter(f"there is no provider {provider}", param_hint="PROVIDER")
+    row.active = False
+    return row

@@ -1,0 +1,157 @@
+"""flask users …: the people who hold an API key."""
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+from flask.cli import AppGroup
+from sqlalchemy import select
+
+from service import users as records
+from service.commands.output import as_json, row_of, show
+from service.database.engine import db
+from service.database.models import User
+from service.database.writing import Transaction, transact
+from service.fields import MAX_ID
+from service.keys import new_key, new_secret, sha256
+from service.numbers.formats import NumberFormat
+from service.webhooks import endpoint, guard
+
+users = AppGroup("users", help="The people who hold an API key.")
+
+
+def check_webhook_url(url: str | None) -> None:
+    """Refuse a URL that webhooks may not be sent to; looks its host up, so in no transaction."""
+    try:
+        if url is not None and url != "none":
+            guard.check_url(url)
+    except guard.ForbiddenUrl as e:
+        raise click.BadParameter(str(e), param_hint="--webhook-url") from e
+
+
+def find_user(tx: Transaction, user_id: str) -> User:
+    """The user with that id, as typed; raises BadParameter."""
+    user = tx.session.get(User, int(user_id[:18])) if user_id.isdecimal() else None
+    if not user:
+        raise click.BadParameter(f"there is no user {user_id}")
+    return user
+
+
+def user_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The settings of a user, the same for `add` and `set`."""
+    option, limits = click.option, click.IntRange(0, MAX_ID)
+    formats = click.Choice([str(number_format) for number_format in NumberFormat])
+    for decorate in (
+        option("--manager", metavar="ID", help="The manager's user id; `none` for no manager."),
+        option("--webhook-url", metavar="URL", help="Where OTPs are POSTed; `none` for nowhere."),
+        option("--number-format", type=formats),
+        option("--daily-limit", type=limits, help="Numbers a UTC day."),
+    ):
+        command = decorate(command)
+    return command
+
+
+def apply(
+    tx: Transaction,
+    user: User,
+    manager: str | None,
+    webhook_url: str | None,
+    number_format: str | None,
+    daily_limit: int | None,
+    active: bool | None = None,
+    approved: bool | None = None,
+) -> None:
+    """Write the options that were given to a user of this transaction; raises BadParameter."""
+    if manager is not None:
+        user.manager_id = None if manager == "none" else find_user(tx, manager).id
+    if webhook_url is not None:
+        endpoint.set_url(tx, user, None if webhook_url == "none" else webhook_url)
+    if number_format is not None:
+        user.number_format = number_format
+    if daily_limit is not None:
+        user.daily_limit = daily_limit
+    if active is not None:
+        user.active = active
+    if approved is not None:
+        user.approved = approved
+
+
+def user_row(user: User) -> dict[str, Any]:
+    settings = ("manager=manager_id", "number_format", "daily_limit", "webhook_url")
+    return row_of(user, "id", "name", "active", "approved", *settings)
+
+
+@users.command("add")
+@click.argument("name")
+@click.option("--pending", is_flag=True, help="Not approved yet.")
+@click.option("--inactive", is_flag=True, help="Not active.")
+@user_options
+@as_json
+def users_add(name: str, pending: bool, inactive: bool, as_json: bool, **options: Any) -> None:
+    """Add a user; the API key and the webhook secret are shown this once."""
+    check_webhook_url(options["webhook_url"])
+    user, key, secret = transact(_add, name, not inactive, not pending, options)
+    show(user_row(user) | {"api_key": key, "webhook_secret": secret}, as_json)
+
+
+def _add(
+    tx: Transaction, name: str, active: bool, approved: bool, options: dict[str, Any]
+) -> tuple[User, str, str]:
+    user, key, secret = records.create(tx, name, active=active, approved=approved)
+    apply(tx, user, **options)
+    return user, key, secret
+
+
+@users.command("set")
+@click.argument("user_id", metavar="ID")
+@click.option("--active/--inactive", default=None)
+@click.option("--approved/--pending", default=None)
+@user_options
+@as_json
+def users_set(user_id: str, as_json: bool, **options: Any) -> None:
+    """Change a user."""
+    check_webhook_url(options["webhook_url"])
+    show(user_row(transact(_set, user_id, options)), as_json)
+
+
+def _set(tx: Transaction, user_id: str, options: dict[str, Any]) -> User:
+    user = find_user(tx, user_id)
+    apply(tx, user, **options)
+    return user
+
+
+@users.command("list")
+@as_json
+def users_list(as_json: bool) -> None:
+    """List the users."""
+    show([user_row(user) for user in db.session.scalars(select(User).order_by(User.id))], as_json)
+
+
+@users.command("rotate-key")
+@click.argument("user_id", metavar="ID")
+@as_json
+def users_rotate_key(user_id: str, as_json: bool) -> None:
+    """Give a user a new API key, shown this once; the old one stops working at once."""
+    key = new_key("usr")
+    show({"id": transact(_set_key, user_id, sha256(key)), "api_key": key}, as_json)
+
+
+def _set_key(tx: Transaction, user_id: str, key_hash: str) -> int:
+    user = find_user(tx, user_id)
+    user.key_hash = key_hash
+    return user.id
+
+
+@users.command("rotate-secret")
+@click.argument("user_id", metavar="ID")
+@as_json
+def users_rotate_secret(user_id: str, as_json: bool) -> None:
+    """Give a user a new webhook secret, shown this once; both sign for 24 hours."""
+    secret = new_secret()
+    show({"id": transact(_set_secret, user_id, secret), "webhook_secret": secret}, as_json)
+
+
+def _set_secret(tx: Transaction, user_id: str, secret: str) -> int:
+    user = find_user(tx, user_id)
+    endpoint.rotate_secret(tx, user.id, secret)
+    return user.id

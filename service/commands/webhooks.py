@@ -1,0 +1,88 @@
+"""flask webhooks …: the deliveries to the users' webhooks, and the worker."""
+
+import signal
+import threading
+import time
+from typing import Any
+
+import click
+from flask.cli import AppGroup
+from sqlalchemy import select
+
+from service.commands.output import as_json, row_of, show
+from service.database.engine import db
+from service.database.models import Attempt, Delivery, DeliveryState
+from service.database.writing import release
+from service.webhooks import queue
+from service.webhooks.by_hand import redeliver
+from service.webhooks.worker import work
+
+webhooks = AppGroup("webhooks", help="The deliveries to the users' webhooks.")
+PROGRESS_SECONDS = 2
+
+
+@webhooks.command("deliver")
+@click.option("--watch", is_flag=True, help="Go on until SIGTERM: the worker.")
+@click.option("--threads", type=click.IntRange(1, 64), default=8, show_default=True)
+@as_json
+def webhooks_deliver(watch: bool, threads: int, as_json: bool) -> None:
+    """Deliver what is due; without --watch, until nothing is."""
+    stop, lock = threading.Event(), threading.Lock()
+    done = {"delivered": 0, "pending": 0, "dead": 0}
+    last_shown = time.monotonic()
+
+    def progress(state: DeliveryState) -> None:
+        nonlocal last_shown
+        with lock:
+            done[state] += 1
+            if not watch and time.monotonic() - last_shown > PROGRESS_SECONDS:
+                last_shown = time.monotonic()
+                click.echo(f"{done}, {queue.due_count()} due", err=True)
+
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, lambda *_: stop.set())
+    work(stop, watch, threads, on_done=progress)
+    show(done, as_json)
+
+
+@webhooks.command("list")
+@click.option("--state", type=click.Choice([str(state) for state in DeliveryState]))
+@click.option("--user", "user_id", type=int)
+@click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
+@as_json
+def webhooks_list(state: str | None, user_id: int | None, limit: int, as_json: bool) -> None:
+    """List deliveries with their attempts, newest first."""
+    query = select(Delivery).order_by(Delivery.id.desc()).limit(limit)
+    if state:
+        query = query.where(Delivery.state == state)
+    if user_id:
+        query = query.where(Delivery.user_id == user_id)
+    show([delivery_row(row) for row in db.session.scalars(query).all()], as_json)
+
+
+def delivery_row(row: Delivery) -> dict[str, Any]:
+    links = ("id", "webhook_id", "user=user_id", "message=message_id")
+    columns = row_of(row, *links, "state", "result=last_result", "next_attempt_at")
+    query = select(Attempt).where(Attempt.delivery_id == row.id).order_by(Attempt.id)
+    attempts = [
+        {"at": str(attempt.started_at)} | row_of(attempt, "ms", "trigger", "result")
+        for attempt in db.session.scalars(query)
+    ]
+    return columns | {"attempts": attempts}
+
+
+@webhooks.command("redeliver")
+@click.argument("delivery_id", metavar="ID", type=int, required=False)
+@click.option("--failed", is_flag=True, help="All that are dead.")
+@as_json
+def webhooks_redeliver(delivery_id: int | None, failed: bool, as_json: bool) -> None:
+    """Attempt a delivery again now, with a fresh schedule of retries."""
+    if (delivery_id is None) == (not failed):
+        raise click.UsageError("give an ID or --failed")
+    dead = Delivery.state == DeliveryState.DEAD
+    wanted = dead if failed else Delivery.id == delivery_id
+    ids = db.session.scalars(select(Delivery.id).where(wanted).order_by(Delivery.id)).all()
+    if not failed and not ids:
+        raise click.BadParameter(f"there is no delivery {delivery_id}", param_hint="ID")
+    release()
+    show([{"id": id, "state": redeliver(id) or "being tried"} for id in ids], as_json)

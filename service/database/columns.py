@@ -1,0 +1,36 @@
+"""Column types that mean the same on every database engine."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import BigInteger, DateTime, Dialect, LargeBinary, String, Text, TypeDecorator
+from sqlalchemy.dialects import mysql, sqlite
+
+
+class UTCDateTime(TypeDecorator[datetime]):
+    """An aware UTC time, with microseconds on every engine."""
+
+    impl: Any = DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return value and value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return value and value.replace(tzinfo=UTC)
+
+
+# SQLite numbers only INTEGER keys by itself
+ID = BigInteger().with_variant(sqlite.INTEGER(), "sqlite")
+# Compared byte by byte: hashes, and ids chosen by others, which differ in case
+ASCII = String(64).with_variant(
+    mysql.VARCHAR(64, charset="ascii", collation="ascii_bin"), "mysql", "mariadb"
+)
+# Longer than MySQL's TEXT and BLOB, which end at 64 KiB
+LONG_TEXT = Text().with_variant(mysql.MEDIUMTEXT(), "mysql", "mariadb")
+LONG_BYTES = LargeBinary().with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb")
+
+
+def utcnow() -> datetime:
+    """The time now, aware, in UTC."""
+    return datetime.now(UTC)

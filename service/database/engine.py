@@ -1,0 +1,144 @@
+"""The connection to the database: SQLite, MySQL, or a Galera cluster."""
+
+import sqlite3
+import time
+from collections.abc import Iterable
+from typing import Any, cast
+
+import pymysql
+from flask_migrate import Migrate
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import Engine, MetaData, Table, event
+from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.orm import DeclarativeBase
+
+GALERA_NOT_READY = 1047
+# Seconds for which a connection that was just used is assumed to be alive
+TRUSTED_SECONDS = 1
+SQLITE_BUSY_SECONDS = 15
+
+
+class Base(DeclarativeBase):
+    # Named constraints, so that a migration can drop them on every engine
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+    @classmethod
+    def table(cls) -> Table:
+        """The table itself, for statements past the ORM."""
+        return cast(Table, cls.__table__)
+
+
+# Rows are read once and used after the commit: expiring them would reopen a transaction.
+# Parameters are hidden from errors, which end up in the log.
+db = SQLAlchemy(
+    model_class=Base,
+    session_options={"expire_on_commit": False},
+    engine_options={"hide_parameters": True},
+)
+migrate = Migrate()
+
+
+def set_up_mysql(engine: Engine, hosts: Iterable[tuple[str, int]]) -> None:
+    """Connect to the first healthy one of `hosts` (name, port), starting with the last that worked.
+
+    On a Galera cluster every transaction sees what other nodes committed before it, and a node
+    that has lost the others is left for the next one.
+    """
+    ring = list(hosts)
+
+    @event.listens_for(engine, "do_connect")
+    def _connect(dialect: Any, _record: Any, args: Any, params: dict[str, Any]) -> Any:
+        for is_last in [False] * (len(ring) - 1) + [True]:
+            name, port = ring[0]
+            try:
+                connection = dialect.connect(*args, **params | {"host": name, "port": port})
+                return _set_up_galera(connection)
+            except dialect.loaded_dbapi.OperationalError:
+                ring.append(ring.pop(0))
+                if is_last:
+                    raise
+
+    @event.listens_for(engine, "checkin")
+    def _note_use(_connection: Any, record: Any) -> None:
+        record.info["used"] = time.monotonic()
+
+    event.listen(engine, "checkout", _ping)
+    event.listen(engine, "handle_error", _leave_lost_node)
+
+
+def _ping(connection: Any, record: Any, _proxy: Any) -> None:
+    # A ping each time would be a third of all round trips; no server restarts in a second
+    if time.monotonic() - record.info.get("used", 0) > TRUSTED_SECONDS:
+        try:
+            connection.ping(reconnect=False)
+        except pymysql.err.Error as e:
+            raise DisconnectionError from e
+
+
+def _leave_lost_node(context: Any) -> None:
+    if error_code(context.original_exception) == GALERA_NOT_READY:
+        context.is_disconnect = True
+
+
+def error_code(error: object) -> object:
+    """The driver's number for an error: the first of its arguments, or None."""
+    return next(iter(getattr(error, "args", ())), None)
+
+
+def _set_up_galera(connection: Any) -> Any:
+    with connection.cursor() as cursor:
+        if not _is_on(cursor, "VARIABLES LIKE 'wsrep_on'"):
+            return connection
+        if not _is_on(cursor, "STATUS LIKE 'wsrep_ready'"):
+            connection.close()
+            raise pymysql.err.OperationalError(GALERA_NOT_READY, "the node is not ready")
+        cursor.execute("SET SESSION wsrep_sync_wait=1")
+    return connection
+
+
+def _is_on(cursor: Any, variable: str) -> bool:
+    cursor.execute(f"SHOW {variable}")
+    _, value = cursor.fetchone() or ("", "OFF")
+    return bool(value == "ON")
+
+
+def set_up_sqlite(engine: Engine) -> None:
+    """Make SQLite safe for many threads and processes.
+
+    Writing transactions take the write lock when they begin, so that none is lost or refused
+    half-way; synchronous=FULL, since what was acknowledged must outlive a power cut.
+    """
+
+    @event.listens_for(engine, "connect")
+    def _connect(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # the driver must not emit BEGIN itself
+        connection.execute(f"PRAGMA busy_timeout={SQLITE_BUSY_SECONDS * 1000}")
+        _use_wal(connection)
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA foreign_keys=ON")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Any) -> None:
+        writes = connection.get_execution_options().get("writes")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _use_wal(connection: Any) -> None:
+    """Switch the file to WAL for good. This upgrades a lock, for which SQLite does not wait as
+    busy_timeout says (https://sqlite.org/c3ref/busy_handler.html)."""
+    give_up = time.monotonic() + SQLITE_BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError:
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(0.01)

@@ -1,0 +1,291 @@
+"""The records, and the words in them: users, their numbers, their SMS, what became of each."""
+
+from datetime import date, datetime
+from enum import StrEnum
+
+from sqlalchemy import Date, ForeignKey, Index, String, Text, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+
+from service.database.columns import ASCII, ID, LONG_BYTES, LONG_TEXT, UTCDateTime, utcnow
+from service.database.engine import Base
+
+
+class NumberState(StrEnum):
+    """How far the assignment of a number has got."""
+
+    REQUESTED = "requested"
+    ASSIGNED = "assigned"
+    UNKNOWN = "unknown"  # the main server may have granted a number that never reached us
+
+
+class DeliveryState(StrEnum):
+    """What has become of a webhook."""
+
+    PENDING = "pending"
+    DELIVERED = "delivered"
+    DEAD = "dead"
+
+
+# What users read of a message that fires no webhook
+NO_WEBHOOK = "none"
+
+
+class Trigger(StrEnum):
+    """Who made an attempt."""
+
+    INGEST = "ingest"
+    WORKER = "worker"
+    REDELIVERY = "redelivery"
+    TEST = "test"
+
+    @property
+    def heeds_circuit(self) -> bool:
+        """Whether it waits while the endpoint's circuit is open; a person's click does not."""
+        return self in (Trigger.INGEST, Trigger.WORKER)
+
+
+class Reason(StrEnum):
+    """Why a webhook got no HTTP status."""
+
+    TIMEOUT = "timeout"
+    DNS = "dns"
+    CONNECT = "connect"
+    CONNECTION = "connection"
+    TLS = "tls"
+    URL = "url"
+    FORBIDDEN = "forbidden"
+    SECRET_UNREADABLE = "secret_unreadable"
+    # Nothing was called, and a retry would not help
+    DISABLED = "disabled"
+    NO_URL = "no_url"
+    # Put off: nothing was called yet
+    CIRCUIT_OPEN = "circuit_open"
+    BUSY = "busy"
+
+
+class Result(str):
+    """What an attempt came to: an HTTP status such as "200", or a Reason."""
+
+    __slots__ = ()
+
+    @property
+    def is_status(self) -> bool:
+        return self.isdecimal()
+
+    @property
+    def is_success(self) -> bool:
+        return len(self) == 3 and self.startswith("2")
+
+    @property
+    def is_gone(self) -> bool:
+        """The receiver wants nothing more (410 Gone; Standard Webhooks, "Consumer responses")."""
+        return self == "410"
+
+    @property
+    def called_nobody(self) -> bool:
+        """There was no endpoint to call, so that it says nothing about one."""
+        return self in (Reason.DISABLED, Reason.NO_URL)
+
+
+class User(Base):
+    """One API caller; `active` and `approved` must both hold for the key to work."""
+
+    __tablename__ = "users"
+
+    id: Mapped[int] = mapped_column(ID, primary_key=True)
+    name: Mapped[str] = mapped_column(String(255))
+    key_hash: Mapped[str] = mapped_column(ASCII, unique=True)
+    active: Mapped[bool] = mapped_column(default=True)
+    approved: Mapped[bool] = mapped_column(default=True)
+    manager_id: Mapped[int | None] = mapped_column(ForeignKey("users.id"))
+    number_format: Mapped[str | None] = mapped_column(String(16))
+    daily_limit: Mapped[int | None]
+    webhook_url: Mapped[str | None] = mapped_column(String(2048))
+    # Sealed (see keys); after a rotation the old one signs too for a while
+    webhook_secret: Mapped[str] = mapped_column(String(512))
+    webhook_old_secret: Mapped[str | None] = mapped_column(String(512))
+    webhook_old_secret_until: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    # The endpoint's circuit breaker: failures in a row, and until when it is open
+    webhook_failures: Mapped[int] = mapped_column(default=0, server_default="0")
+    webhook_open_until: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    # The receiver answered 410 Gone; nothing is sent until the user sets the URL again
+    webhook_disabled_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
+
+    @property
+    def may_call(self) -> bool:
+        return self.active and self.approved
+
+
+class Provider(Base):
+    """An SMS gateway that may post to /api/ingest/{ingest_key}."""
+
+    __tablename__ = "providers"
+
+    id: Mapped[int] = mapped_column(ID, primary_key=True)
+    name: Mapped[str] = mapped_column(String(64), unique=True)
+    format: Mapped[str] = mapped_column(String(32))
+    key_hash: Mapped[str] = mapped_column(ASCII, unique=True)
+    secret: Mapped[str | None] = mapped_column(String(512))  # sealed
+    # The gateway's own number, for one that does not name the recipient; digits
+    number: Mapped[str | None] = mapped_column(String(20))
+    active: Mapped[bool] = mapped_column(default=True)
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
+
+
+class Operator(Base):
+    """A mobile operator as the main server last described it; `id` is the main server's."""
+
+    __tablename__ = "operators"
+
+    id: Mapped[int] = mapped_column(ID, primary_key=True, autoincrement=False)
+    name: Mapped[str] = mapped_column(String(255))
+    country_id: Mapped[int | None]
+    updated_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow, onupdate=utcnow)
+
+
+class PhoneNumber(Base):
+    """One assignment of a number to a user; a re-assigned number has several rows.
+
+    The row is made before the main server is asked (`state` requested), which reserves the
+    user's limit and the Idempotency-Key. It becomes `assigned` with the number; it is deleted
+    when the main server refused; it becomes `unknown` when the main server may have granted
+    a number that never reached us.
+    """
+
+    __tablename__ = "phone_numbers"
+
+    id: Mapped[int] = mapped_column(ID, primary_key=True)
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
+    state: Mapped[str] = mapped_column(String(16), default=NumberState.REQUESTED)
+    digits: Mapped[str | None] = mapped_column(String(20))
+    country_id: Mapped[int]
+    operator_id: Mapped[int | None]
+    phone_code: Mapped[str | None] = mapped_column(String(8))
+    idempotency_hash: Mapped[str | None] = mapped_column(ASCII)
+    requested_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
+    assigned_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    # Kept when the messages are purged: numbers that never got an SMS show misuse
+    first_sms_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+
+    __table_args__ = (
+        Index(None, "digits", "assigned_at"),
+        Index(None, "user_id", "state", "id"),
+        UniqueConstraint("user_id", "idempotency_hash"),
+    )
+
+
+class Message(Base):
+    """One SMS; `phone_number_id` is None if no user held its number (unmatched)."""
+
+    __tablename__ = "messages"
+
+    id: Mapped[int] = mapped_column(ID, primary_key=True)
+    user_id: Mapped[int | None] = mapped_column(ForeignKey("users.id"))
+    phone_number_id: Mapped[int | None] = mapped_column(ForeignKey("phone_numbers.id"))
+    # The provider's name at that time; the main server has no row of its own
+    provider: Mapped[str] = mapped_column(String(64))
+    digits: Mapped[str] = mapped_column(String(20))
+    sms_text: Mapped[str] = mapped_column(LONG_TEXT)
+    otp_code: Mapped[str | None] = mapped_column(String(32))
+    # Which rule of `otp` decided on the code; "given" when the provider sent it along
+    otp_rule: Mapped[str | None] = mapped_column(String(32))
+    # Two SMS with the same key are duplicates; None once the 10 minutes without an id are over
+    dedupe_key: Mapped[str | None] = mapped_column(ASCII, unique=True)
+    received_at: Mapped[datetime] = mapped_column(UTCDateTime)
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
+
+    deliveries: Mapped[list["Delivery"]] = relationship(lazy="raise")
+
+    @property
+    def webhook(self) -> str:
+        """The state of its delivery; `none` if it fires none."""
+        return self.deliveries[-1].state if self.deliveries else NO_WEBHOOK
+
+    __table_args__ = (Index(None, "user_id", "id"), Index(None, "user_id", "digits", "id"))
+
+
+class Delivery(Base):
+    """A webhook on its way to a user: `pending` until `delivered`, or `dead` after all attempts.
+
+    `lease` names who is attempting it, until `leased_until`; only its holder may record the
+    outcome. After a crash, the lease runs out and frees the delivery.
+    """
+
+    __tablename__ = "deliveries"
+
+    id: Mapped[int] = mapped_column(ID, primary_key=True)
+    webhook_id: Mapped[str] = mapped_column(ASCII, unique=True)
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
+    message_id: Mapped[int | None] = mapped_column(ForeignKey("messages.id"))
+    body: Mapped[bytes] = mapped_column(LONG_BYTES)
+    state: Mapped[str] = mapped_column(String(16), default=DeliveryState.PENDING)
+    attempts: Mapped[int] = mapped_column(default=0)
+    next_attempt_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    lease: Mapped[str | None] = mapped_column(ASCII)
+    leased_until: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    # The Result of the last attempt, or the Reason why there was none
+    last_result: Mapped[str | None] = mapped_column(String(64))
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
+    delivered_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+
+    message: Mapped["Message | None"] = relationship(lazy="raise", viewonly=True)
+    tries: Mapped[list["Attempt"]] = relationship(lazy="raise", order_by="Attempt.id")
+
+    __table_args__ = (
+        Index(None, "state", "next_attempt_at"),
+        Index(None, "user_id", "state"),
+        Index(None, "message_id"),
+    )
+
+
+class Attempt(Base):
+    """One attempt to deliver: when, how long it took, what came of it."""
+
+    __tablename__ = "attempts"
+
+    id: Mapped[int] = mapped_column(ID, primary_key=True)
+    delivery_id: Mapped[int] = mapped_column(ForeignKey("deliveries.id"))
+    trigger: Mapped[str] = mapped_column(String(16))
+    started_at: Mapped[datetime] = mapped_column(UTCDateTime)
+    ms: Mapped[int]
+    result: Mapped[str] = mapped_column(String(64))
+    # The first kilobyte of the receiver's answer: for its owner's eyes only
+    answer: Mapped[str | None] = mapped_column(Text)
+    next_attempt_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+
+    __table_args__ = (Index(None, "delivery_id"), Index(None, "started_at"))
+
+
+class _Counters:
+    # Calls that asked the main server; `numbers` are those that got one
+    requests: Mapped[int] = mapped_column(default=0)
+    numbers: Mapped[int] = mapped_column(default=0)
+    sms: Mapped[int] = mapped_column(default=0)
+    otps: Mapped[int] = mapped_column(default=0)
+    webhooks_delivered: Mapped[int] = mapped_column(default=0)
+
+
+class UserSummary(_Counters, Base):
+    """A user's counts of one UTC day."""
+
+    __tablename__ = "user_summaries"
+
+    user_id: Mapped[int] = mapped_column(
+        ForeignKey("users.id"), primary_key=True, autoincrement=False
+    )
+    day: Mapped[date] = mapped_column(Date, primary_key=True)
+
+
+class SystemSummary(_Counters, Base):
+    """The deployment's counts of one UTC day: the sum over its shards, of which a writer picks one
+    at random, so that calls do not queue for one row."""
+
+    __tablename__ = "system_summaries"
+
+    day: Mapped[date] = mapped_column(Date, primary_key=True)
+    shard: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    unmatched: Mapped[int] = mapped_column(default=0)
+
+
+COUNTERS = ("requests", "numbers", "sms", "otps", "webhooks_delivered")

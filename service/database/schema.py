@@ -1,0 +1,25 @@
+"""Whether the database's schema is this version's."""
+
+from functools import cache
+
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from flask import current_app
+
+from service.database.engine import db
+from service.database.writing import release
+
+
+def is_current() -> bool:
+    """Whether the last migration has run; raises SQLAlchemyError when the database is away."""
+    try:
+        found = MigrationContext.configure(db.session.connection()).get_current_heads()
+    finally:
+        release()
+    return set(found) == _heads(current_app.extensions["migrate"].directory)
+
+
+@cache
+def _heads(directory: str) -> set[str]:
+    # Reads every migration: once a process, since /healthz asks often
+    return set(ScriptDirectory(directory).get_heads())

@@ -1,0 +1,164 @@
+"""Transactions that write: begun, retried as a whole after a passing error, and committed."""
+
+import contextlib
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from sqlalchemy import Connection, CursorResult, Executable, Insert, Table
+from sqlalchemy.dialects import mysql, sqlite
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+from sqlalchemy.orm.attributes import set_committed_value
+
+from service.database.engine import Base, db, error_code
+from service.database.models import SystemSummary, User, UserSummary
+
+SUMMARY_SHARDS = 16
+# MySQL: deadlock, lock wait timeout, shutdown, cannot connect, server gone, lost connection,
+# lost while reading, too many connections; Galera: node not ready
+PASSING_MYSQL = {1213, 1205, 1053, 2003, 2006, 2013, 2055, 1040, 1047}
+# Seconds for which a transaction is retried: a database server restarts in fewer
+PATIENCE_SECONDS = 10
+# SQLite lets whoever asks at the right moment write next; threads of one process take turns
+_sqlite_turn = threading.RLock()
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Record = TypeVar("Record", bound=Base)
+Values = Mapping[str, Any]
+
+
+class Transaction:
+    """An open transaction that writes; who holds one may write, and never commits it.
+
+    `session` is for the ORM; the methods bypass its unit of work, which would be a fifth of a call.
+    """
+
+    def __init__(self, session: Session, connection: Connection) -> None:
+        self.session = session
+        self._connection = connection
+
+    def execute(self, statement: Executable, values: Values | None = None) -> CursorResult[Any]:
+        """Run a statement on tables."""
+        return self._connection.execute(statement, values)
+
+    def store(self, row: Record) -> Record:
+        """Insert a new row now, set its id and return it; `row` does not join the session."""
+        table, values = row.table(), row.__dict__.copy()
+        del values["_sa_instance_state"]
+        key = self.execute(_insert(table), values).inserted_primary_key
+        set_committed_value(row, "id", key and key[0])
+        return row
+
+    def upsert(self, model: type[Base], key: dict[str, Any], values: dict[str, Any]) -> None:
+        """Insert the row `key | values`; if `key` exists, set its `values`."""
+        self.execute(_upsert(model, tuple(key), tuple(values), self._dialect, False), key | values)
+
+    def lock_user(self, user_id: int) -> User:
+        """The user as stored now; nobody else changes it before the commit."""
+        return self.session.get_one(User, user_id, populate_existing=True, with_for_update=True)
+
+    def count(self, user_id: int | None, at: datetime, **steps: int) -> None:
+        """Add `steps` (counter name: amount) to the user's and the system's summary of `at`'s day.
+
+        `user_id` None counts for the system alone. Locks the user's row, which all of their calls
+        share: so count last.
+        """
+        day = at.astimezone(UTC).date()
+        if user_id is not None:
+            self._add(UserSummary, {"user_id": user_id, "day": day}, steps)
+        shard = random.randrange(SUMMARY_SHARDS)
+        self._add(SystemSummary, {"day": day, "shard": shard}, steps)
+
+    def _add(self, model: type[Base], key: dict[str, Any], steps: dict[str, int]) -> None:
+        """Add to a summary row, creating it if needed: exact under concurrency."""
+        statement = _upsert(model, tuple(key), tuple(steps), self._dialect, True)
+        self.execute(statement, _zeros(model) | key | steps)
+
+    @property
+    def _dialect(self) -> str:
+        return self._connection.dialect.name
+
+
+Work = Callable[Concatenate[Transaction, P], T]
+
+
+def transact(work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run `work(transaction, …)` in a writing transaction, commit it, and return the result.
+
+    A deadlock, a lock timeout, a lost connection or a busy SQLite file runs all of it again: `work`
+    must do nothing but use the database, and log nothing. On SQLite an open read transaction is
+    ended first, since it cannot become a writing one; on MySQL `work` continues in it, and sees
+    what others have committed since.
+    """
+    return transact_within(PATIENCE_SECONDS, work, *args, **kwargs)
+
+
+def transact_within(patience: float, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """The same, retried for `patience` seconds."""
+    on_sqlite = db.session.get_bind().dialect.name == "sqlite"
+    options = {"writes": True} if on_sqlite else None
+    give_up = time.monotonic() + patience
+    pause = 0.02
+    while True:
+        try:
+            if on_sqlite:
+                release()  # before waiting for the turn: who waits holds no connection
+            with _sqlite_turn if on_sqlite else contextlib.nullcontext():
+                connection = db.session.connection(execution_options=options)
+                result = work(Transaction(db.session(), connection), *args, **kwargs)
+                db.session.commit()
+            return result
+        except DBAPIError as e:
+            db.session.rollback()
+            if time.monotonic() > give_up or not _is_passing(e):
+                raise
+        except BaseException:
+            db.session.rollback()
+            raise
+        time.sleep(pause * random.uniform(0.5, 1))
+        pause = min(2 * pause, 1)
+
+
+def release() -> None:
+    """Return the database connection to the pool, before a call to others or a wait."""
+    if db.session().in_transaction():
+        db.session.commit()
+
+
+def _is_passing(error: DBAPIError) -> bool:
+    is_known = error_code(error.orig) in PASSING_MYSQL or "locked" in str(error.orig)
+    return error.connection_invalidated or is_known
+
+
+# Statements that every call runs are compiled once: compiling costs more than running them
+
+
+@cache
+def _zeros(model: type[Base]) -> dict[str, int]:
+    return dict.fromkeys(model.table().c.keys(), 0)
+
+
+@cache
+def _upsert(
+    model: type[Base], key: tuple[str, ...], names: tuple[str, ...], dialect: str, add: bool
+) -> Insert:
+    table = model.table()
+    insert: Any = (sqlite if dialect == "sqlite" else mysql).insert(table)
+    new = insert.excluded if dialect == "sqlite" else insert.inserted
+    changes = {name: table.c[name] + new[name] if add else new[name] for name in names}
+    if dialect == "sqlite":
+        upsert: Insert = insert.on_conflict_do_update(index_elements=key, set_=changes)
+    else:
+        upsert = insert.on_duplicate_key_update(changes)
+    return upsert
+
+
+@cache
+def _insert(table: Table) -> Insert:
+    return table.insert()

@@ -1,0 +1,71 @@
+"""Per-process limits, keyed by name: how many at once, and how many in a time."""
+
+import contextlib
+import threading
+import time
+from collections import Counter
+from collections.abc import Hashable, Iterator
+
+from service.errors import TooManyTries
+
+
+class Slots:
+    """How many things are under way for each name."""
+
+    def __init__(self) -> None:
+        self._busy: Counter[Hashable] = Counter()
+        self._lock = threading.Lock()
+
+    def full(self, limit: int) -> list[Hashable]:
+        """The names that have `limit` under way."""
+        with self._lock:
+            return [name for name, busy in self._busy.items() if busy >= limit]
+
+    @contextlib.contextmanager
+    def take(self, name: Hashable, limit: int) -> Iterator[bool]:
+        """Hold a slot while the block runs; yields whether there was a free one."""
+        with self._lock:
+            taken = self._busy[name] < limit
+            self._busy[name] += taken
+        try:
+            yield taken
+        finally:
+            with self._lock:
+                self._busy[name] -= taken
+                if not self._busy[name]:
+                    del self._busy[name]
+
+
+class Throttle:
+    """How many calls of `take` each name may make within so many seconds."""
+
+    MAX_NAMES = 10_000
+
+    def __init__(self, limit: int, seconds: float) -> None:
+        self.limit, self.seconds = limit, seconds
+        self._taken: dict[Hashable, tuple[float, int]] = {}
+        self._lock = threading.Lock()
+
+    def check(self, name: Hashable) -> None:
+        """Raise TooManyTries if `name` has none left."""
+        with self._lock:
+            since, taken = self._taken.get(name, (0, 0))
+        wait = since + self.seconds - time.monotonic()
+        if taken >= self.limit and wait > 0:
+            seconds = int(wait) + 1
+            raise TooManyTries(
+                f"{TooManyTries.message} Try again in {seconds} seconds.",
+                headers={"Retry-After": str(seconds)},
+            )
+
+    def take(self, name: Hashable) -> None:
+        """Use one up; raises TooManyTries if there was none left."""
+        self.check(name)
+        with self._lock:
+            now = time.monotonic()
+            since, taken = self._taken.pop(name, (now, 0))
+            fresh = since + self.seconds > now
+            # Put at the end: the names that were taken longest ago are forgotten first
+            self._taken[name] = (since, taken + 1) if fresh else (now, 1)
+            if len(self._taken) > self.MAX_NAMES:
+                del self._taken[next(iter(self._taken))]

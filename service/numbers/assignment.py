@@ -1,0 +1,130 @@
+"""Getting a number for a user: reserved, asked of the main server, recorded."""
+
+import contextlib
+import logging
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy import Executable, bindparam, delete, select, update
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm.attributes import set_committed_value
+
+from service import upstream
+from service.database.columns import utcnow
+from service.database.models import NumberState, Operator, PhoneNumber, User
+from service.database.writing import Transaction, transact, transact_within
+from service.errors import NoNumberReceived, UnableToGetNumber
+from service.logs import event
+from service.numbers.formats import NumberFormat, phone_code_of
+from service.numbers.reservation import reserve, upstream_key
+
+# Compiled once, past the ORM: what every call writes
+_NUMBERS, _OPERATOR = PhoneNumber.table(), Operator.table()
+_THIS = _NUMBERS.c.id == bindparam("row_id")
+_FILL = update(_NUMBERS).where(_THIS, _NUMBERS.c.state != NumberState.ASSIGNED)
+_REQUESTED = _THIS & (_NUMBERS.c.state == NumberState.REQUESTED)
+_MARK_UNKNOWN = update(_NUMBERS).where(_REQUESTED).values(state=NumberState.UNKNOWN)
+_FORGET = delete(_NUMBERS).where(_REQUESTED)
+_OPERATORS = select(_OPERATOR).where(_OPERATOR.c.id.in_(bindparam("ids", expanding=True)))
+
+
+class Assigned(NamedTuple):
+    """An assigned number; `phone_code` is known if the format asked for needs it."""
+
+    row: PhoneNumber
+    phone_code: str | None
+
+
+def get_number(
+    user: User,
+    country_id: int,
+    operator_id: int | None,
+    number_format: str,
+    idempotency_key: str | None,
+) -> Assigned:
+    """A number for `user`, new or the one that the Idempotency-Key got before.
+
+    The row is made first and holds the user's limit and Idempotency-Key, so that neither a
+    concurrent call nor a crash can get round them; no transaction is open while the main
+    server is asked. Raises the errors of GET /api/get-number.
+    """
+    row = reserve(user, country_id, operator_id, idempotency_key)
+    needs_code = number_format == NumberFormat.NATIONAL
+    if row.state == NumberState.ASSIGNED:
+        code = row.phone_code or (phone_code_of(row.country_id) if needs_code else None)
+        return Assigned(row, code)
+    fields = {"request": row.id, "user_id": user.id, "country_id": country_id}
+    try:
+        phone_code = phone_code_of(country_id) if needs_code else None
+        grant = upstream.get_number(country_id, operator_id, upstream_key(user, idempotency_key))
+    except upstream.UpstreamError as e:
+        _give_up(row, e, fields)
+        raise (NoNumberReceived if isinstance(e, upstream.NoNumber) else UnableToGetNumber) from e
+    except Exception:
+        transact(_run, _FORGET, row)  # the country list failed: no number was asked for
+        raise
+    _record(row, grant, phone_code, fields | {"operator_id": operator_id})
+    event("number_assigned", number_id=row.id, user_id=user.id, country_id=country_id)
+    return Assigned(row, phone_code)
+
+
+def _give_up(row: PhoneNumber, error: upstream.UpstreamError, fields: dict[str, Any]) -> None:
+    """Record that no number came: the row goes, unless the main server may have granted one."""
+    if error.granted:
+        event("number_unknown", logging.WARNING, exc_info=True, **fields)
+        transact(_run, _MARK_UNKNOWN, row)
+    else:
+        event("number_refused", why=error, **fields)
+        transact(_run, _FORGET, row)
+
+
+def _record(
+    row: PhoneNumber, grant: upstream.Grant, phone_code: str | None, fields: dict[str, Any]
+) -> None:
+    changes = {
+        "state": NumberState.ASSIGNED,
+        "digits": grant.digits,
+        "phone_code": phone_code,
+        "assigned_at": utcnow(),
+    }
+    try:
+        transact(_assign, row, changes, grant.operators)
+    except Exception as e:
+        # Granted, but nowhere recorded: this line is all that is left to find it by
+        event("number_not_recorded", logging.CRITICAL, exc_info=True,
+              phone_number=f"+{grant.digits}", **fields)  # fmt: skip
+        with contextlib.suppress(DBAPIError):
+            transact_within(0, _run, _MARK_UNKNOWN, row)
+        raise UnableToGetNumber from e
+    for name, value in changes.items():
+        set_committed_value(row, name, value)
+
+
+def _run(tx: Transaction, statement: Executable, row: PhoneNumber) -> None:
+    tx.execute(statement, {"row_id": row.id})
+
+
+def _assign(
+    tx: Transaction, row: PhoneNumber, changes: dict[str, Any], operators: list[dict[str, Any]]
+) -> None:
+    """The number, the operators and both summaries."""
+    if tx.execute(_FILL, changes | {"row_id": row.id}).rowcount != 1:
+        filled = tx.session.get(PhoneNumber, row.id, populate_existing=True)
+        if filled is None or filled.digits != changes["digits"]:
+            raise LookupError("another call with the same Idempotency-Key has filled the row")
+        return  # committed already: the connection was lost before we heard of it
+    _sync_operators(tx, operators, changes["assigned_at"])
+    tx.count(row.user_id, changes["assigned_at"], numbers=1)
+
+
+def _sync_operators(tx: Transaction, operators: list[dict[str, Any]], now: datetime) -> None:
+    """Upsert the main server's operators; unchanged ones are not written, since every call
+    brings the same."""
+    new = {operator["id"]: operator for operator in operators}
+    old = {row.id: row for row in tx.execute(_OPERATORS, {"ids": list(new)})} if new else {}
+    for id, operator in sorted(new.items()):
+        known = old.get(id)
+        name = operator.get("name") or (known.name if known else f"Operator {id}")
+        values = {"name": name, "country_id": operator.get("country_id")}
+        if known is None or (known.name, known.country_id) != tuple(values.values()):
+            tx.upsert(Operator, {"id": id}, values | {"updated_at": now})

@@ -1,0 +1,123 @@
+"""The row made before the main server is asked, which holds the limit and the Idempotency-Key."""
+
+import time
+from datetime import datetime, timedelta
+
+from flask import current_app
+from sqlalchemy import func, select
+from sqlalchemy.exc import IntegrityError
+
+from service.database.columns import utcnow
+from service.database.models import NumberState, PhoneNumber, User, UserSummary
+from service.database.writing import Transaction, transact
+from service.errors import BadRequest, DailyLimitReached, UnableToGetNumber
+from service.keys import sha256
+
+KEY_LIFETIME = timedelta(hours=24)
+# How often a call looks whether another one with its Idempotency-Key has ended
+POLL_SECONDS = 0.05
+
+
+def reserve(
+    user: User, country_id: int, operator_id: int | None, idempotency_key: str | None
+) -> PhoneNumber:
+    """The row of this request: a new one, or the one that its Idempotency-Key made before.
+
+    While another call with the same key asks the main server, waits for its outcome. Raises
+    BadRequest, DailyLimitReached or UnableToGetNumber.
+    """
+    key_hash = sha256(idempotency_key) if idempotency_key is not None else None
+    give_up = time.monotonic() + _request_lease().total_seconds()
+    while True:
+        try:
+            row, is_ours = transact(_reserve, user, country_id, operator_id, key_hash)
+        except IntegrityError:
+            continue  # another call with this key was faster: look again
+        if is_ours or row.state == NumberState.ASSIGNED:
+            return row
+        if time.monotonic() > give_up:
+            raise UnableToGetNumber
+        time.sleep(POLL_SECONDS)
+
+
+def upstream_key(user: User, idempotency_key: str | None) -> str | None:
+    """The key as the main server gets it: two of our users may have chosen the same one."""
+    if idempotency_key is None:
+        return None
+    key = f"{user.id}:{idempotency_key}"
+    return key if len(key) <= 255 and key.isascii() and key.isprintable() else sha256(key)
+
+
+def _request_lease() -> timedelta:
+    # Longer than the country list and the number take together; no more, since a repeat of a
+    # call whose process died waits for it
+    return timedelta(seconds=2 * current_app.config["UPSTREAM_TIMEOUT"] + 10)
+
+
+def _reserve(
+    tx: Transaction, user: User, country_id: int, operator_id: int | None, key_hash: str | None
+) -> tuple[PhoneNumber, bool]:
+    """(row, whether it is this call's to fill)."""
+    now = utcnow()
+    row = _row_of_key(tx, user, key_hash, now)
+    if row is None:
+        row = PhoneNumber(
+            user_id=user.id, state=NumberState.REQUESTED, country_id=country_id,
+            operator_id=operator_id, idempotency_hash=key_hash, requested_at=now,
+        )  # fmt: skip
+        tx.store(row)
+    elif (row.country_id, row.operator_id) != (country_id, operator_id):
+        raise BadRequest("Idempotency-Key was used with another country_id or operator_id")
+    elif row.state == NumberState.ASSIGNED or _is_under_way(row, now):
+        return row, False
+    else:
+        # Its call died or never got the answer: ask again, with the same key
+        row.state, row.requested_at = NumberState.REQUESTED, now
+        tx.session.flush()
+    _lock_and_check_limit(tx, user, now)
+    return row, True
+
+
+def _row_of_key(
+    tx: Transaction, user: User, key_hash: str | None, now: datetime
+) -> PhoneNumber | None:
+    """The row that the Idempotency-Key made; a key older than its lifetime is taken off its row."""
+    if key_hash is None:
+        return None
+    row = tx.session.scalar(
+        select(PhoneNumber)
+        .where(PhoneNumber.user_id == user.id, PhoneNumber.idempotency_hash == key_hash)
+        .execution_options(populate_existing=True)
+    )
+    if row and row.requested_at < now - KEY_LIFETIME:
+        row.idempotency_hash = None
+        tx.session.flush()
+        return None
+    return row
+
+
+def _is_under_way(row: PhoneNumber, now: datetime) -> bool:
+    return row.state == NumberState.REQUESTED and row.requested_at > now - _request_lease()
+
+
+def _lock_and_check_limit(tx: Transaction, user: User, now: datetime) -> None:
+    """Count the request, which locks the user's summary of the day against their other calls, and
+    raise DailyLimitReached if it is one too many."""
+    tx.count(user.id, now, requests=1)
+    if user.daily_limit is not None and _used(tx, user, now) > user.daily_limit:
+        midnight = (now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
+        wait = int((midnight - now).total_seconds()) + 1
+        raise DailyLimitReached(headers={"Retry-After": str(wait)})
+
+
+def _used(tx: Transaction, user: User, now: datetime) -> int:
+    """Today's numbers and the requests under way, this one counted."""
+    numbers = select(UserSummary.numbers).where(
+        UserSummary.user_id == user.id, UserSummary.day == now.date()
+    )
+    under_way = select(func.count()).where(
+        PhoneNumber.user_id == user.id,
+        PhoneNumber.state == NumberState.REQUESTED,
+        PhoneNumber.requested_at > now - _request_lease(),
+    )
+    return (tx.session.scalar(numbers) or 0) + (tx.session.scalar(under_way) or 0)

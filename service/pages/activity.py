@@ -1,0 +1,50 @@
+"""What a user sees of their numbers and messages."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from flask import redirect, render_template, request, session, url_for
+
+from service import history
+from service.database.models import NumberState, PhoneNumber, User
+from service.pages.blueprint import PAGE, asked, bp, logged_in
+
+# The pages that hide codes and texts
+REVEALING = ("overview", "messages", "webhooks")
+
+
+@bp.get("/profile")
+@logged_in
+def overview(user: User) -> Any:
+    """Totals, the last 30 days, the latest numbers and messages."""
+    latest = {"numbers": _numbers(user, 5), "messages": history.messages(user, 5)[::-1]}
+    return render_template("profile.html", user=user, summary=history.summary(user, 30), **latest)
+
+
+@bp.get("/profile/numbers")
+@logged_in
+def numbers(user: User) -> Any:
+    """The numbers, newest first."""
+    rows = _numbers(user, PAGE + 1, asked("before"))
+    return render_template("numbers.html", user=user, numbers=rows)
+
+
+@bp.get("/profile/messages")
+@logged_in
+def messages(user: User) -> Any:
+    """The SMS, newest first."""
+    rows = history.messages(user, PAGE + 1, before=asked("before"))[::-1]
+    return render_template("messages.html", user=user, messages=rows)
+
+
+@bp.post("/profile/reveal")
+@logged_in
+def reveal(user: User) -> Any:
+    """Show codes and texts in this session, or hide them again; never by a URL."""
+    session["reveal"] = request.form.get("reveal") == "1"
+    page = request.form.get("page")
+    return redirect(url_for(f"profile.{page if page in REVEALING else 'overview'}"))
+
+
+def _numbers(user: User, limit: int, before: int | None = None) -> Sequence[PhoneNumber]:
+    return history.numbers(user, limit, before, (NumberState.ASSIGNED, NumberState.UNKNOWN))

@@ -1,0 +1,72 @@
+"""The pages' blueprint: who is let in, which forms are accepted, and errors as pages."""
+
+import logging
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from flask import Blueprint, flash, redirect, render_template, request, session, url_for
+from marshmallow import ValidationError
+from werkzeug.exceptions import HTTPException
+
+from service.errors import ApiError, NotFound
+from service.fields import MAX_ROW_ID, Digits, Query
+from service.logs import event, request_id
+from service.pages.session import check_csrf, current_user, log_out
+
+bp = Blueprint("profile", __name__)
+bp.before_request(check_csrf)
+
+PAGE = 20  # rows
+
+
+class PageQuery(Query):
+    """Which numbers, messages or deliveries a page shows."""
+
+    before = Digits(high=MAX_ROW_ID)
+    tested = Digits(high=MAX_ROW_ID)
+
+
+def logged_in(view: Callable[..., Any]) -> Callable[..., Any]:
+    """Pass the user to `view`; whoever is not logged in is sent to /login."""
+
+    @wraps(view)
+    def guarded(**kwargs: Any) -> Any:
+        user = current_user()
+        if user is None:
+            if "user" in session:
+                log_out()
+                flash("You have been logged out.")
+            return redirect(url_for("profile.login"))
+        return view(user, **kwargs)
+
+    return guarded
+
+
+def asked(name: str) -> int | None:
+    """An id in the query string, or None; raises NotFound for anything else."""
+    try:
+        loaded: dict[str, int] = PageQuery().load(request.args.to_dict())
+        return loaded.get(name)
+    except ValidationError as e:
+        raise NotFound from e
+
+
+def answer_error(error: Exception) -> Any:
+    """Any exception of a request for a page, as a page."""
+    headers: dict[str, str] = {}
+    if isinstance(error, HTTPException):
+        if error.code is None or error.code < 400:
+            return error
+        status = error.code
+        sentence = NotFound.message if status == NotFound.status else error.description
+        if methods := getattr(error, "valid_methods", None):
+            headers["Allow"] = ", ".join(methods)
+    elif isinstance(error, ApiError):
+        status, sentence, headers = error.status, error.message, error.headers
+    else:
+        event("unexpected_error", logging.ERROR, exc_info=True)
+        status, sentence = 500, "Something went wrong on our side."
+    user = current_user() if status < 500 else None
+    shown = {"status": status, "sentence": sentence, "request_id": request_id(), "user": user}
+    return render_template("error.html", **shown), status, headers

@@ -1,0 +1,47 @@
+"""The pages that anybody may see: login, logout, the API's documentation."""
+
+from typing import Any
+
+from flask import redirect, render_template, request, url_for
+
+from service.api import openapi
+from service.errors import InvalidApiKey, TooManyTries
+from service.pages.blueprint import bp
+from service.pages.session import current_user, log_in, log_out
+from service.webhooks.delivery import RETRY_SECONDS
+
+
+@bp.get("/")
+def home() -> Any:
+    return redirect(url_for("profile.overview"))
+
+
+@bp.route("/login", methods=["GET", "POST"])
+def login() -> Any:
+    """Log in with the API key."""
+    if request.method != "POST":
+        if current_user():
+            return redirect(url_for("profile.overview"))
+        return render_template("login.html")
+    try:
+        log_in(request.form.get("api_key", "").strip())
+    except (InvalidApiKey, TooManyTries) as e:
+        sentence = "This is not an API key in use." if e.status == 401 else e.message
+        return render_template("login.html", error=sentence), e.status, e.headers
+    return redirect(url_for("profile.overview"))
+
+
+@bp.route("/logout", methods=["GET", "POST"])
+def logout() -> Any:
+    """Log out; GET asks first, since anybody can make a browser follow a link."""
+    if request.method != "POST":
+        return render_template("logout.html", user=current_user())
+    log_out()
+    return redirect(url_for("profile.login"))
+
+
+@bp.get("/docs")
+def docs() -> Any:
+    """The API documentation, from the same source as /openapi.json."""
+    shown = {"document": openapi.document(), "calls": openapi.ENDPOINTS, "retries": RETRY_SECONDS}
+    return render_template("docs.html", user=current_user(), **shown)

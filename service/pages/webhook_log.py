@@ -1,0 +1,70 @@
+"""The webhook log: every delivery with its attempts, redelivery, and the endpoint's restart."""
+
+from typing import Any
+
+from flask import current_app, flash, redirect, render_template, request, url_for
+
+from service import history
+from service.database.engine import db
+from service.database.models import Delivery, DeliveryState, Result, User
+from service.database.writing import Transaction, transact
+from service.errors import NotFound
+from service.pages.blueprint import PAGE, asked, bp, logged_in
+from service.pages.filters import STATES, result_sentence
+from service.webhooks import by_hand, endpoint
+
+REDELIVER_SECONDS = 10
+
+
+@bp.get("/profile/webhooks")
+@logged_in
+def webhooks(user: User) -> Any:
+    """The deliveries, newest first."""
+    state = request.args.get("state")
+    state = state if state in list(DeliveryState) else None
+    rows = history.deliveries(user, PAGE + 1, asked("before"), state)
+    return render_template("webhooks.html", user=user, deliveries=rows, state=state)
+
+
+@bp.post("/profile/webhooks/redeliver")
+@logged_in
+def redeliver(user: User) -> Any:
+    """Attempt one delivery now, or make all that failed due again."""
+    current_app.extensions["sends"].take(user.id)
+    wanted = request.form.get("id", "")
+    flash(_redeliver_failed(user) if wanted == "failed" else _redeliver_one(user, wanted))
+    return redirect(url_for("profile.webhooks"))
+
+
+def _redeliver_failed(user: User) -> str:
+    states = by_hand.redeliver_failed(user, REDELIVER_SECONDS)
+    counts = ", ".join(f"{states[state]} {STATES[state]}" for state in STATES if states[state])
+    return f"Tried again: {counts}." if counts else "No OTP is left to redeliver."
+
+
+def _redeliver_one(user: User, wanted: str) -> str:
+    is_id = wanted.isascii() and wanted.isdecimal() and len(wanted) < 19
+    row = db.session.get(Delivery, int(wanted)) if is_id else None
+    if row is None or row.user_id != user.id:
+        raise NotFound
+    if by_hand.redeliver(row.id) is None:
+        return f"Delivery {row.id}: it is being tried just now."
+    row = db.session.get_one(Delivery, row.id, populate_existing=True)
+    result = Result(row.last_result or "")
+    if result.is_success:
+        return f"Delivery {row.id}: delivered."
+    return f"Delivery {row.id}: not delivered, {result_sentence(result)}."
+
+
+@bp.post("/profile/webhooks/enable")
+@logged_in
+def enable(user: User) -> Any:
+    """Let webhooks go to the endpoint again: its circuit closed, no longer disabled."""
+    transact(_enable, user.id)
+    flash("Webhooks are sent again.")
+    return redirect(url_for("profile.webhooks"))
+
+
+def _enable(tx: Transaction, user_id: int) -> None:
+    user = tx.lock_user(user_id)
+    endpoint.set_url(tx, user, user.webhook_url)

@@ -1,0 +1,63 @@
+"""The SMS gateways in use: added, found by their key, disabled."""
+
+from typing import NamedTuple
+
+from flask import current_app
+from sqlalchemy import bindparam, select
+
+from service.auth import is_system_key
+from service.database.engine import db
+from service.database.models import Provider
+from service.database.writing import Transaction
+from service.errors import InvalidIngestKey
+from service.keys import new_key, seal, sha256, unseal
+from service.sms.gateways import FORMATS, Gateway
+from service.sms.incoming import Sms
+
+_PROVIDER = select(Provider).where(Provider.key_hash == bindparam("key_hash"))
+
+
+class Source(NamedTuple):
+    """Where an SMS comes from: how it is read, and what keeps apart the ids of two gateways.
+
+    `name` is what users see; None for the main server, whose SMS name their provider.
+    """
+
+    id: str
+    gateway: Gateway
+    secret: str | None
+    number: str | None
+    name: str | None
+
+    def name_of(self, sms: Sms) -> str:
+        """The provider that users see for this SMS."""
+        return self.name or sms.provider or "main-server"
+
+
+def source_of(key: str | None) -> Source:
+    """The active provider who holds `key`, or the main server; raises InvalidIngestKey."""
+    if key is None:
+        raise InvalidIngestKey
+    if is_system_key(key):
+        secret = current_app.config["MAIN_SERVER_WEBHOOK_SECRET"]
+        return Source("system", FORMATS["main-server"], secret, None, None)
+    provider = db.session.scalar(_PROVIDER, {"key_hash": sha256(key)})
+    if provider is None or not provider.active:
+        raise InvalidIngestKey
+    id, gateway = f"provider {provider.id}", FORMATS[provider.format]
+    secret = provider.secret and unseal(provider.secret)
+    return Source(id, gateway, secret, provider.number, provider.name)
+
+
+def create(
+    tx: Transaction, name: str, format: str, secret: str | None, digits: str | None
+) -> tuple[Provider, str]:
+    """A new provider and its ingest key, which cannot be read back later."""
+    key = new_key("ing")
+    sealed = secret and seal(secret)
+    provider = Provider(
+        name=name, format=format, key_hash=sha256(key), secret=sealed, number=digits
+    )
+    tx.session.add(provider)
+    tx.session.flush()
+    return provider, key

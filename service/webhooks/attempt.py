@@ -1,0 +1,90 @@
+"""One signed POST to a user's endpoint, and what came of it."""
+
+import time
+from collections.abc import Iterable
+from datetime import datetime
+from typing import NamedTuple
+
+from flask import Flask, current_app
+
+from service import outbound
+from service.database.columns import utcnow
+from service.database.models import Delivery, Reason, Result, Trigger, User
+from service.keys import Unreadable
+from service.webhooks import guard
+from service.webhooks.signing import sign
+
+# Of the receiver's answer: bytes that are read, characters that are kept
+ANSWER_BYTES = 4096
+KEPT_CHARACTERS = 1024
+
+
+class Attempt(NamedTuple):
+    """A POST that was made, or that turned out to be impossible.
+
+    `answer` is the beginning of what the receiver answered, `retry_after` its header as given.
+    """
+
+    trigger: Trigger
+    url: str | None
+    started_at: datetime
+    ms: int
+    result: Result
+    answer: str | None
+    retry_after: str | None
+
+
+class PutOff(NamedTuple):
+    """An attempt that was not made: why, and until when it has to wait."""
+
+    reason: Reason
+    until: datetime
+
+
+def init_app(app: Flask) -> None:
+    app.extensions["webhook_session"] = outbound.new_session()
+
+
+def post(user: User, secrets: Iterable[str], delivery: Delivery, trigger: Trigger) -> Attempt:
+    """POST the delivery, signed with `secrets`, to the user's endpoint; raises nothing."""
+    started_at, started = utcnow(), time.monotonic()
+    result, answer, retry_after = _post(user, secrets, delivery)
+    ms = round((time.monotonic() - started) * 1000)
+    return Attempt(trigger, user.webhook_url, started_at, ms, Result(result), answer, retry_after)
+
+
+def _post(
+    user: User, secrets: Iterable[str], delivery: Delivery
+) -> tuple[str, str | None, str | None]:
+    """(the Result as text, the beginning of the answer, its Retry-After)."""
+    if user.webhook_disabled_at:
+        return Reason.DISABLED, None, None
+    if not user.webhook_url:
+        return Reason.NO_URL, None, None
+    timestamp = int(time.time())
+    try:
+        guard.check_form(user.webhook_url)
+        signed = [sign(key, delivery.webhook_id, timestamp, delivery.body) for key in secrets]
+        answer = outbound.call(
+            current_app.extensions["webhook_session"],
+            "POST",
+            user.webhook_url,
+            seconds=current_app.config["WEBHOOK_TIMEOUT"],
+            limit=ANSWER_BYTES,
+            may_dial=guard.may_dial,
+            data=delivery.body,
+            headers={
+                "Content-Type": "application/json",
+                "webhook-id": delivery.webhook_id,
+                "webhook-timestamp": str(timestamp),
+                "webhook-signature": " ".join(signed),
+            },
+        )
+    except Unreadable:
+        return Reason.SECRET_UNREADABLE, None, None
+    except guard.ForbiddenUrl:
+        return Reason.FORBIDDEN, None, None
+    except outbound.CallFailed as e:
+        return e.kind, None, None
+    kept = answer.body.decode("utf-8", "replace")[:KEPT_CHARACTERS].replace("\0", "\ufffd")
+    return str(answer.status), kept, answer.headers.get("Retry-After")

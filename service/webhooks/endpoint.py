@@ -1,0 +1,94 @@
+"""A user's webhook endpoint: its URL, its signing secrets, its circuit breaker."""
+
+import contextlib
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from sqlalchemy import select, update
+
+from service.database.columns import utcnow
+from service.database.models import Delivery, Reason, User
+from service.database.writing import Transaction
+from service.keys import Unreadable, seal, unseal
+from service.webhooks import queue
+from service.webhooks.attempt import Attempt
+
+OLD_SECRET_HOURS = 24
+# Failures in a row that open an endpoint's circuit, and for how many seconds
+CIRCUIT_FAILURES = 5
+CIRCUIT_SECONDS = 30
+MAX_CIRCUIT_SECONDS = 900
+
+
+def needs_saving(user: User, url: str | None) -> bool:
+    """Whether `url` is another one than now, or the one that was disabled."""
+    return user.webhook_url != url or user.webhook_disabled_at is not None
+
+
+def set_url(tx: Transaction, user: User, url: str | None) -> None:
+    """Point the webhook of a user of `tx` at a checked URL, or nowhere; its circuit is closed."""
+    user.webhook_url = url
+    user.webhook_failures = 0
+    user.webhook_open_until = None
+    user.webhook_disabled_at = None
+    queue.reschedule(tx, user.id, utcnow(), Delivery.last_result == Reason.CIRCUIT_OPEN)
+
+
+def rotate_secret(tx: Transaction, user_id: int, secret: str) -> None:
+    """Sign with `secret` from now on; for 24 hours the old one signs as well."""
+    user = tx.lock_user(user_id)
+    user.webhook_old_secret = user.webhook_secret
+    user.webhook_old_secret_until = utcnow() + timedelta(hours=OLD_SECRET_HOURS)
+    user.webhook_secret = seal(secret)
+
+
+def signing_secrets(user: User) -> Iterator[str]:
+    """The secrets that sign now; raises Unreadable."""
+    yield unseal(user.webhook_secret)
+    until = user.webhook_old_secret_until
+    if user.webhook_old_secret and until and until > utcnow():
+        with contextlib.suppress(Unreadable):
+            yield unseal(user.webhook_old_secret)
+
+
+def claim_probe(tx: Transaction, user: User, now: datetime) -> bool:
+    """Whether this caller, one of all who come now, may probe the half-open circuit; it stays open
+    for the others meanwhile."""
+    as_seen = (User.id == user.id) & (User.webhook_open_until == user.webhook_open_until)
+    probing = update(User).where(as_seen).values(webhook_open_until=now + queue.lease_time())
+    return tx.execute(probing).rowcount == 1
+
+
+class Change(NamedTuple):
+    """What an attempt did to the endpoint, to be logged after the commit."""
+
+    event: str
+    failures: int | None = None
+
+
+def judge(tx: Transaction, user: User, attempt: Attempt, now: datetime) -> Change | None:
+    """Close the circuit after a success, else count the failure and perhaps open it."""
+    if attempt.result.called_nobody:
+        return None
+    if attempt.result.is_success and not user.webhook_failures and not user.webhook_open_until:
+        return None  # nearly always
+    endpoint = update(User).where(User.id == user.id, User.webhook_url == attempt.url)
+    if attempt.result.is_success:
+        tx.execute(endpoint.values(webhook_failures=0, webhook_open_until=None))
+        queue.reschedule(tx, user.id, now, Delivery.last_result == Reason.CIRCUIT_OPEN)
+        return None
+    # Counted before it is read: others who fail at the same time wait for this row, and see it
+    if not tx.execute(endpoint.values(webhook_failures=User.webhook_failures + 1)).rowcount:
+        return None  # the URL was replaced meanwhile
+    if attempt.result.is_gone:
+        tx.execute(endpoint.values(webhook_disabled_at=now))
+        return Change("webhook_disabled")
+    failures = tx.session.scalar(select(User.webhook_failures).where(User.id == user.id)) or 0
+    if failures < CIRCUIT_FAILURES:
+        return None
+    seconds = CIRCUIT_SECONDS * 2 ** min(failures - CIRCUIT_FAILURES, 10)
+    until = now + timedelta(seconds=min(seconds, MAX_CIRCUIT_SECONDS))
+    tx.execute(endpoint.values(webhook_open_until=until))
+    queue.reschedule(tx, user.id, until, Delivery.next_attempt_at < until, Delivery.attempts == 0)
+    return Change("webhook_circuit_open", failures)

@@ -1,0 +1,169 @@
+"""The queue of webhooks in the database: added, leased, claimed, rescheduled."""
+
+import json
+import random
+import secrets
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from flask import Flask, current_app
+from sqlalchemy import ColumnElement, func, or_, select, update
+
+from service.database.columns import utcnow
+from service.database.engine import db
+from service.database.models import Delivery, DeliveryState, Message, Reason, User
+from service.database.writing import Transaction, release, transact
+from service.limits import Slots
+
+# Attempts at once for one endpoint in this process; only one where the last attempt failed
+SLOTS = 4
+# A lease outlives its attempt by this many seconds
+LEASE_SLACK = 10
+# How many deliveries a worker's thread claims at once
+BATCH = 16
+# Of how many endpoints the one to deliver to next is drawn
+CHOICE = 16
+
+
+def init_app(app: Flask) -> None:
+    app.extensions["delivery_slots"] = Slots()
+
+
+def slots() -> Slots:
+    """The attempts under way in this process, by user."""
+    found: Slots = current_app.extensions["delivery_slots"]
+    return found
+
+
+def payload(message: Message) -> bytes:
+    """The exact bytes of `otp_received` for a stored message."""
+    data = {
+        "phone_number": f"+{message.digits}",
+        "otp_code": message.otp_code,
+        "provider": message.provider,
+        "sms_text": message.sms_text,
+    }
+    body = {"event": "otp_received", "data": data}
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def add(tx: Transaction, message: Message, user: User) -> Delivery:
+    """Store the Delivery of a stored message.
+
+    It is leased to the caller, who commits and then calls deliver(): after a crash in between, it
+    becomes due when the lease runs out. If the endpoint is disabled, it is `dead`, to be seen and
+    redelivered; if its circuit is open, it is left to the worker.
+    """
+    now = utcnow()
+    if user.webhook_disabled_at:
+        values: dict[str, Any] = {
+            "state": DeliveryState.DEAD,
+            "last_result": Reason.DISABLED,
+            "next_attempt_at": None,
+        }
+    elif user.webhook_open_until and user.webhook_open_until > now:
+        values = {"last_result": Reason.CIRCUIT_OPEN, "next_attempt_at": user.webhook_open_until}
+    else:
+        values = _new_lease(now)
+    return _store(tx, user, now, {"body": payload(message), "message_id": message.id} | values)
+
+
+def add_test(tx: Transaction, user: User) -> Delivery:
+    """Store a `test` event, leased to the caller."""
+    now = utcnow()
+    return _store(tx, user, now, {"body": b'{"event":"test","data":{}}'} | _new_lease(now))
+
+
+def _store(tx: Transaction, user: User, now: datetime, values: dict[str, Any]) -> Delivery:
+    defaults = {
+        "webhook_id": f"msg_{secrets.token_urlsafe(18)}",
+        "user_id": user.id,
+        "message_id": None,
+        "state": DeliveryState.PENDING,
+        "attempts": 0,
+        "next_attempt_at": now,
+        "created_at": now,
+    }
+    return tx.store(Delivery(**defaults | values))
+
+
+def lease_time() -> timedelta:
+    """How long a lease lasts: longer than the attempt that it is for."""
+    return timedelta(seconds=current_app.config["WEBHOOK_TIMEOUT"] + LEASE_SLACK)
+
+
+def _new_lease(now: datetime) -> dict[str, Any]:
+    return {"lease": secrets.token_hex(16), "leased_until": now + lease_time()}
+
+
+def _is_free(now: datetime) -> ColumnElement[bool]:
+    return or_(Delivery.leased_until.is_(None), Delivery.leased_until <= now)
+
+
+def is_due(now: datetime) -> ColumnElement[bool]:
+    """The condition of a delivery that somebody should attempt now."""
+    is_pending = Delivery.state == DeliveryState.PENDING
+    return is_pending & (Delivery.next_attempt_at <= now) & _is_free(now)
+
+
+def due_count(late: timedelta = timedelta(0)) -> int:
+    """How many deliveries have been due for `late`."""
+    condition = is_due(utcnow() - late)
+    return db.session.scalar(select(func.count()).select_from(Delivery).where(condition)) or 0
+
+
+def claim(
+    tx: Transaction, delivery_id: int, *conditions: ColumnElement[bool], **values: Any
+) -> Delivery | None:
+    """Lease the delivery to the caller; None if somebody holds it or `conditions` do not.
+
+    One conditional UPDATE: of several callers, one wins. `values` are set along with the lease.
+    """
+    now = utcnow()
+    free = update(Delivery).where(Delivery.id == delivery_id, _is_free(now), *conditions)
+    if tx.execute(free.values(_new_lease(now) | values)).rowcount != 1:
+        return None
+    return tx.session.get(Delivery, delivery_id, populate_existing=True)
+
+
+def claim_due(limit: int = BATCH) -> Sequence[Delivery]:
+    """Due deliveries, leased to the caller; of one user, so that a slow receiver holds up nobody
+    else's."""
+    while True:
+        # Users whose endpoint has no free slot in this process are left to those who hold them
+        is_wanted = is_due(utcnow()) & Delivery.user_id.not_in(slots().full(SLOTS))
+        oldest = select(Delivery.user_id).where(is_wanted).order_by(Delivery.next_attempt_at)
+        users = db.session.scalars(oldest.limit(CHOICE)).all()
+        release()
+        if not users:
+            return []
+        # At random among the oldest, so that workers seldom want the same ones
+        of_user = Delivery.user_id == random.choice(users)
+        if claimed := transact(_claim_batch, is_wanted & of_user, limit):
+            return claimed
+
+
+def _claim_batch(tx: Transaction, is_wanted: ColumnElement[bool], limit: int) -> Sequence[Delivery]:
+    lease = _new_lease(utcnow())
+    oldest = select(Delivery.id).where(is_wanted).order_by(Delivery.next_attempt_at).limit(limit)
+    ids = tx.session.scalars(oldest).all()
+    tx.execute(update(Delivery).where(Delivery.id.in_(ids), is_wanted).values(lease))
+    won = select(Delivery).where(Delivery.id.in_(ids), Delivery.lease == lease["lease"])
+    return tx.session.scalars(won.execution_options(populate_existing=True)).all()
+
+
+def give_back(tx: Transaction, deliveries: Sequence[Delivery]) -> None:
+    """End the lease of a batch's deliveries that were not attempted."""
+    if deliveries:
+        ids, lease = [delivery.id for delivery in deliveries], deliveries[0].lease
+        held = update(Delivery).where(Delivery.id.in_(ids), Delivery.lease == lease)
+        tx.execute(held.values(lease=None, leased_until=None))
+
+
+def reschedule(
+    tx: Transaction, user_id: int, to: datetime, *conditions: ColumnElement[bool]
+) -> None:
+    """Make a user's pending deliveries due at the time `to`, if `conditions` hold."""
+    pending = (Delivery.user_id == user_id) & (Delivery.state == DeliveryState.PENDING)
+    tx.execute(update(Delivery).where(pending, *conditions).values(next_attempt_at=to))

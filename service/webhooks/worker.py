@@ -1,0 +1,49 @@
+"""The worker: threads that deliver what is due."""
+
+import logging
+import random
+import threading
+from collections.abc import Callable
+
+from flask import current_app
+
+from service.database.models import DeliveryState
+from service.logs import event
+from service.webhooks import queue
+from service.webhooks.delivery import deliver_batch
+
+POLL_SECONDS = 0.5
+
+
+def work(
+    stop: threading.Event,
+    watch: bool,
+    threads: int = 8,
+    on_done: Callable[[DeliveryState], None] = lambda state: None,
+) -> None:
+    """Deliver what is due in `threads` threads until `stop` is set; unless `watch`, until none is.
+
+    What is under way when `stop` is set is finished. `on_done(state)` is called after each.
+    """
+    app = current_app._get_current_object()  # type: ignore[attr-defined]  # of a LocalProxy
+
+    def run() -> None:
+        while not stop.is_set():
+            with app.app_context():
+                try:
+                    if batch := queue.claim_due():
+                        deliver_batch(batch, stop, on_done)
+                        continue
+                except Exception:
+                    event("worker_failed", logging.ERROR, exc_info=True)
+                    if not watch:
+                        return
+            if not watch:
+                return
+            stop.wait(POLL_SECONDS * random.uniform(0.8, 1.2))
+
+    pool = [threading.Thread(target=run, name=f"deliver-{n}") for n in range(threads)]
+    for thread in pool:
+        thread.start()
+    for thread in pool:
+        thread.join()

@@ -1,0 +1,341 @@
+"""Browser sessions: who gets in and for how long, whose forms are taken, who has to wait."""
+
+import re
+import threading
+import time
+
+import pytest
+import requests
+from sqlalchemy import delete
+
+from service.database.engine import db
+from service.database.models import User
+from service.database.writing import transact
+from service.errors import TooManyTries
+from service.keys import sha256
+from service.limits import Throttle
+from tests.conftest import SYSTEM_KEY
+from tests.fixtures import NUMBER
+from tests.forms import Clock, change, logged_in, post, token
+from tests.mariadb import free_port
+
+# Sessions are in the cookie, and what is counted is in the process: one engine is enough
+on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+@pytest.fixture
+def user(make_user):
+    return make_user()
+
+
+@pytest.fixture
+def browser(app, user):
+    """A client that is logged in."""
+    return logged_in(app, user.key)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    return Clock(monkeypatch)
+
+
+# --- logging in and out -------------------------------------------------------------------
+
+
+def test_the_cookie_holds_no_key_and_is_closed_to_scripts_and_other_sites(client, user):
+    response = post(client, "/login", api_key=f" {user.key} ")
+    cookie = response.headers["Set-Cookie"]
+    assert "HttpOnly" in cookie and "SameSite=Lax" in cookie and "Secure" not in cookie
+    inside = client.application.session_interface.get_signing_serializer(client.application)
+    held = inside.loads(client.get_cookie("session").value)
+    assert user.key not in str(held) and sha256(user.key) not in str(held)
+
+
+@on_sqlite
+def test_the_cookie_is_secure_over_https(client):
+    made = client.get("/login", base_url="https://localhost")
+    assert "Secure" in made.headers["Set-Cookie"]
+
+
+@pytest.mark.parametrize("key", ["", "nonsense", SYSTEM_KEY, "ключ", "x" * 5000])
+def test_a_wrong_key_does_not_get_in(client, key):
+    response = post(client, "/login", api_key=key)
+    assert response.status_code == 401
+    assert "This is not an API key in use." in response.text
+    assert client.get("/profile").headers["Location"] == "/login"
+
+
+@on_sqlite
+def test_who_is_logged_in_is_led_to_the_profile(browser):
+    for path in ("/", "/login"):
+        assert browser.get(path).headers["Location"] == "/profile"
+
+
+@pytest.mark.parametrize("columns", [{"active": False}, {"approved": False}])
+def test_who_is_deactivated_is_logged_out(app, browser, user, columns):
+    assert browser.get("/profile").status_code == 200
+    change(app, user, **columns)
+    assert browser.get("/profile").headers["Location"] == "/login"
+    assert post(browser, "/profile/edit", number_format="full").headers["Location"] == "/login"
+
+
+@on_sqlite
+def test_the_session_of_a_user_who_is_no_more_ends(app, browser):
+    with app.app_context():
+        transact(lambda tx: db.session.execute(delete(User)))
+    assert browser.get("/profile").headers["Location"] == "/login"
+
+
+def test_key_rotation_logs_out(browser, user, flask):
+    flask("users", "rotate-key", user.id)
+    assert browser.get("/profile").headers["Location"] == "/login"
+    assert "You have been logged out." in browser.get("/login").text
+    # ... which is said once: the session is over
+    assert browser.get("/profile").headers["Location"] == "/login"
+    assert "You have been logged out." not in browser.get("/login").text
+
+
+@on_sqlite
+def test_logout_asks_and_then_forgets(browser):
+    assert "Log out?" in browser.get("/logout").text
+    assert browser.get("/profile").status_code == 200
+    post(browser, "/logout")
+    assert browser.get("/profile").headers["Location"] == "/login"
+    assert "You have been logged out." not in browser.get("/login").text
+
+
+@on_sqlite
+@pytest.mark.parametrize("how", ["another user", "log out", "key rotated"])
+def test_a_login_takes_over_nothing_of_the_session_before(
+    app, browser, user, make_user, make_provider, assign, flask, how
+):
+    """Neither that codes are shown, nor the token that makes a form ours."""
+    key = user.key
+    if how == "another user":
+        other = make_user(name="Ben")
+        key = other.key
+    assign(other.id if how == "another user" else user.id)
+    browser.post(make_provider(), json={"to": NUMBER, "text": "code 123456"})
+    post(browser, "/profile/reveal", reveal="1")
+    old = token(browser, "/logout")
+    if how == "log out":
+        post(browser, "/logout")
+    if how == "key rotated":
+        key = flask("users", "rotate-key", user.id, "--json")["api_key"]
+        browser.get("/profile")
+    current = old if how == "another user" else token(browser)
+    browser.post("/login", data={"csrf_token": current, "api_key": key})
+    page = browser.get("/profile").text
+    assert f"+{NUMBER}" in page and "Show codes" in page and "123456" not in page
+    form = {"csrf_token": old, "reveal": "1"}
+    assert browser.post("/profile/reveal", data=form).status_code == 400
+
+
+@on_sqlite
+def test_a_session_ends_12_hours_after_the_login_however_it_is_used(browser, monkeypatch):
+    """Though each use renews the cookie."""
+    began = time.time()
+    for hours in (6, 11.9):
+        monkeypatch.setattr(time, "time", lambda hours=hours: began + 3600 * hours)
+        assert post(browser, "/profile/reveal", reveal="1").headers["Location"] == "/profile"
+    monkeypatch.setattr(time, "time", lambda: began + 3600 * 12.1)
+    assert browser.get("/profile").headers["Location"] == "/login"
+
+
+@on_sqlite
+def test_a_login_form_is_taken_for_12_hours(client, user, monkeypatch):
+    opened, form = time.time(), {"csrf_token": token(client), "api_key": user.key}
+    monkeypatch.setattr(time, "time", lambda: opened + 3600 * 12.1)
+    assert client.post("/login", data=form).status_code == 400
+    monkeypatch.setattr(time, "time", lambda: opened + 3600 * 11.9)
+    assert client.post("/login", data=form).status_code == 302
+
+
+# --- forms --------------------------------------------------------------------------------
+
+
+@on_sqlite
+def test_every_form_is_refused_without_its_token(app, browser):
+    paths = [
+        rule.rule
+        for rule in app.url_map.iter_rules()
+        if rule.endpoint.startswith("profile.") and "POST" in rule.methods
+    ]
+    assert len(paths) >= 9
+    other = token(app.test_client())
+    for path in paths:
+        for given in (None, "", "é" * 43, other):
+            response = browser.post(path, data={} if given is None else {"csrf_token": given})
+            assert response.status_code == 400, path
+            assert "Load the page again" in response.text
+    own = token(browser, "/logout")
+    assert browser.post(f"/logout?csrf_token={own}").status_code == 400
+    assert browser.get("/profile").status_code == 200
+    stranger = app.test_client()  # who has no session at all
+    form = {"csrf_token": "", "api_key": "x"}
+    assert stranger.post("/login", data=form).status_code == 400
+
+
+@on_sqlite
+def test_no_method_but_post_changes_anything(app, browser, user):
+    """HEAD is GET without the body: no form of it is looked at."""
+    form = {"webhook_url": "http://127.0.0.1/x", "number_format": "national", "api_key": "x"}
+    for rule in app.url_map.iter_rules():
+        if rule.endpoint.startswith("profile.") and "GET" in rule.methods:
+            assert browser.head(rule.rule, data=form).status_code in (200, 302), rule.rule
+    for _ in range(11):
+        app.test_client().head("/login", data=form)
+    assert browser.get("/profile").status_code == 200
+    assert post(app.test_client(), "/login", api_key=user.key).status_code == 302
+    with app.app_context():
+        row = db.session.get(User, user.id)
+        assert (row.webhook_url, row.number_format) == (None, None)
+
+
+# --- throttling ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def try_key(app):
+    """Try a key from an address; gives the answer."""
+    stranger = app.test_client()
+    form = {"csrf_token": token(stranger)}
+
+    def attempt(key="wrong", address="192.0.2.1", client=stranger, **headers):
+        return client.post(
+            "/login",
+            data=form | {"api_key": key},
+            environ_base={"REMOTE_ADDR": address},
+            headers={name.replace("_", "-"): value for name, value in headers.items()},
+        )
+
+    return attempt
+
+
+@on_sqlite
+def test_ten_wrong_keys_in_five_minutes_make_an_address_wait(app, user, clock, try_key):
+    for _ in range(10):
+        logged_in(app, user.key)  # a right one is not counted
+    for _ in range(5):
+        assert try_key(address="127.0.0.1").status_code == 401
+    clock.now += 200.5
+    for _ in range(5):
+        assert try_key(address="127.0.0.1").status_code == 401
+    response = try_key(user.key, "127.0.0.1")
+    assert response.status_code == 429
+    assert response.headers["Retry-After"] == "100"
+    assert "Too many tries. Try again in 100 seconds." in response.text
+    assert try_key(address="192.0.2.9").status_code == 401
+    clock.now += 99
+    assert try_key(user.key, "127.0.0.1").headers["Retry-After"] == "1"
+    clock.now += 0.5
+    # The five minutes are over: they begin again with the next wrong key
+    assert [try_key(address="127.0.0.1").status_code for _ in range(11)] == [401] * 10 + [429]
+
+
+@on_sqlite
+@pytest.mark.parametrize(
+    ("addresses", "same"),
+    [
+        (("192.0.2.1", "192.0.2.2"), False),
+        (("::ffff:192.0.2.1", "::ffff:192.0.2.2"), False),
+        (("::ffff:192.0.2.1", "192.0.2.1:5678"), True),
+        (("2001:db8::1", "2001:db8::8000:0:0:1"), True),
+        (("2001:db8::1", "2001:db8:0:1::1"), False),
+        (("", ""), True),
+    ],
+)
+def test_what_counts_as_one_address(try_key, addresses, same):
+    """Of IPv6 the /64, which is what one subscriber has; an IPv4 address however it is written."""
+    first, second = addresses
+    for _ in range(10):
+        assert try_key(address=first).status_code == 401
+    assert try_key(address=second).status_code == (429 if same else 401)
+
+
+@on_sqlite
+def test_nobody_can_choose_an_address(try_key):
+    """No proxy is trusted unless TRUSTED_PROXIES says so."""
+    answers = [try_key(X_Forwarded_For=f"198.51.100.{n}").status_code for n in range(11)]
+    assert answers == [401] * 10 + [429]
+    answer = try_key(address="192.0.2.7", X_Forwarded_Proto="https", X_Forwarded_Host="other.test")
+    assert "Secure" not in answer.headers.get("Set-Cookie", "")
+
+
+@on_sqlite
+def test_a_trusted_proxy_tells_the_address_and_the_scheme(make_app, user):
+    """As many hops as were declared, counted from our side: what comes before is the caller's."""
+    client = make_app(TRUSTED_PROXIES=1).test_client()
+    form = {"csrf_token": token(client), "api_key": "wrong"}
+
+    def attempt(forwarded):
+        return client.post("/login", data=form, headers={"X-Forwarded-For": forwarded})
+
+    answers = [attempt(f"198.51.100.{n}, 192.0.2.1").status_code for n in range(11)]
+    assert answers == [401] * 10 + [429]
+    assert attempt("192.0.2.1, 192.0.2.2").status_code == 401
+    made = client.application.test_client().get("/login", headers={"X-Forwarded-Proto": "https"})
+    assert "Secure" in made.headers["Set-Cookie"]
+
+
+def test_a_throttle_keeps_ten_thousand_names_and_forgets_those_taken_longest_ago(clock):
+    throttle = Throttle(2, 1000)
+
+    def full(name):
+        try:
+            throttle.check(name)
+        except TooManyTries:
+            return True
+        return False
+
+    for name in ("early", "early", "again", "late"):
+        throttle.take(name)
+    throttle.take("again")
+    for n in range(9_997):
+        throttle.take(n)
+    assert full("early") and full("again")
+    throttle.take("one more")
+    assert full("again") and not full("early")
+    throttle.take("late")  # which was put at the end by that
+    for name in ("second", "third"):
+        throttle.take(name)
+    assert full("late") and not full("again")
+
+
+# --- SECRET_KEY ---------------------------------------------------------------------------
+
+
+def test_without_a_secret_key_every_process_signs_alike(start, make_user, database_url):
+    """The default is kept in instance/: sessions outlive the process that made them."""
+    user, port = make_user(), free_port()
+    _, url = start(
+        "gunicorn", "--bind", f"127.0.0.1:{port}", "wsgi:app", port=port,
+        DATABASE_URL=database_url, SECRET_KEY="", WEB_CONCURRENCY="3", THREADS="2",
+    )  # fmt: skip
+    with requests.Session() as browser:
+        page = browser.get(f"{url}/login", timeout=30).text
+        form = {"csrf_token": re.search(r'csrf_token" value="([^"]+)"', page)[1]}
+        browser.post(f"{url}/login", data=form | {"api_key": user.key}, timeout=30)
+        for _ in range(20):
+            # A connection each, so that they go to several processes
+            answer = browser.get(f"{url}/profile", headers={"Connection": "close"}, timeout=30)
+            assert answer.url == f"{url}/profile"
+
+
+@on_sqlite
+def test_processes_that_start_together_make_one_secret_key(make_app, monkeypatch, tmp_path):
+    folder = tmp_path / "instance"
+    monkeypatch.setattr("flask.Flask.auto_find_instance_path", lambda self: str(folder))
+    found, together = set(), threading.Barrier(8)
+
+    def run():
+        together.wait()
+        found.add(make_app(SECRET_KEY="").config["SECRET_KEY"])
+
+    threads = [threading.Thread(target=run) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 1 and len(found.pop()) > 40
+    assert [path.name for path in folder.iterdir()] == ["secret_key"]
