@@ -27,14 +27,14 @@ POLICY = (
 
 
 def create_app(config: Config | None = None) -> Flask:
-    """The WSGI application, with the settings of `config` (default: the environment's)."""
+    """The WSGI application, configured by `config` (default: the environment)."""
     config = config or Config.from_environment()
     logs.configure(config.LOG_LEVEL, _log_stream())
     app = Flask(__name__)
     app.config.from_object(config)
     app.config.update(MAX_CONTENT_LENGTH=MAX_BODY_BYTES, PROPAGATE_EXCEPTIONS=False)
-    app.json.sort_keys = False  # type: ignore[attr-defined]  # of Flask's default provider
-    app.url_map.merge_slashes = False  # a key may contain two, and must not be redirected
+    app.json.sort_keys = False  # type: ignore[attr-defined]  # on Flask's default provider
+    app.url_map.merge_slashes = False  # a key may contain "//", and must not be redirected
     logs.hide(config.SYSTEM_API_KEY)
     if not config.SECRET_KEY:
         app.config["SECRET_KEY"] = _development_secret(Path(app.instance_path))
@@ -62,18 +62,18 @@ def create_app(config: Config | None = None) -> Flask:
 
 
 def _log_stream() -> str:
-    """A command's stdout is its answer, so it logs to stderr; `flask run` is a server."""
+    """A command prints its output on stdout, so it logs to stderr; `flask run` is a server."""
     command = click.get_current_context(silent=True)
     return "stdout" if command is None or command.info_name == "run" else "stderr"
 
 
 def _development_secret(folder: Path) -> str:
-    """A random key kept in instance/, for one machine; raises ConfigError where it cannot be."""
+    """A random key kept in instance/, for one machine; raises ConfigError if it cannot be kept."""
     path = folder / "secret_key"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            # Written whole or not at all, since processes start together
+            # Written atomically, since several processes start at once
             with tempfile.NamedTemporaryFile("w", dir=folder) as draft:
                 draft.write(secrets.token_urlsafe(48))
                 draft.flush()
@@ -89,7 +89,7 @@ def _answer_error(error: Exception) -> Any:
 
 
 def _add_headers(response: Response) -> Response:
-    """Of every answer: its id, and that nothing that we serve runs scripts, is framed or leaks."""
+    """Add the request id, and headers that forbid scripts, framing and leaks, to every response."""
     response.headers.setdefault("Content-Security-Policy", POLICY)
     response.headers.setdefault("X-Content-Type-Options", "nosniff")
     response.headers.setdefault("X-Frame-Options", "DENY")

@@ -1,4 +1,4 @@
-"""Who is calling: the key of a request, and the user it stands for."""
+"""Who is calling: the key in a request, and the user it belongs to."""
 
 import hmac
 
@@ -25,7 +25,7 @@ _USER = select(User).where(User.key_hash == bindparam("key_hash"))
 
 
 def user_by_key(key: str) -> User:
-    """The user who holds `key` and may call; raises InvalidApiKey."""
+    """The user who holds `key`, if active and approved; raises InvalidApiKey."""
     user = db.session.scalar(_USER, {"key_hash": sha256(key)})
     if user is None or not user.may_call:
         raise errors.InvalidApiKey
@@ -57,7 +57,7 @@ def require_key(path_key: str | None) -> None:
 
 
 def calling_user(path_key: str | None) -> User:
-    """The user who holds the key, or whom the system key names in `user_id`; raises
+    """The user who holds the key, or the one in `user_id` if it is the system key; raises
     MissingCredentials, InvalidApiKey, UserIdRequired or TargetUserNotFound."""
     key = given_key(path_key)
     if key is None:

@@ -1,4 +1,4 @@
-"""One value, fetched once for all who ask for it at the same time."""
+"""One cached value, fetched once for all concurrent callers."""
 
 import threading
 import time
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class SharedCache(Generic[T]):
-    """One value kept for `seconds`; concurrent misses share one fetch, errors are not kept."""
+    """One value cached for `seconds`; concurrent misses share one fetch, errors are not cached."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -20,7 +20,7 @@ class SharedCache(Generic[T]):
         self._fetching: Future[T] | None = None
 
     def get(self, fetch: Callable[[], T]) -> T:
-        """The value, from `fetch()` unless it is kept; raises what `fetch` raised."""
+        """The cached value, else the result of `fetch()`; raises whatever `fetch` raised."""
         if not self.seconds:
             return fetch()
         with self._lock:

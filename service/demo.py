@@ -1,4 +1,4 @@
-"""`flask demo`: sandbox main server, service and webhook receiver together on this machine."""
+"""`flask demo`: a sandbox main server, the service and a webhook receiver on one machine."""
 
 import json
 import queue
@@ -23,7 +23,7 @@ from service.webhooks.signing import verify
 
 
 def run(once: bool, port: int) -> int:
-    """Start all three; returns the exit status. `once` makes one round trip, then stops."""
+    """Start all three and return the exit status; with `once`, make one round trip and stop."""
     with tempfile.TemporaryDirectory(prefix="otp-demo-") as folder:
         demo = _Demo(Path(folder), 0 if once else port)
         try:
@@ -41,7 +41,7 @@ def run(once: bool, port: int) -> int:
 class _Demo:
     def __init__(self, folder: Path, port: int) -> None:
         self.servers: list[BaseWSGIServer] = []
-        # (whether the signature was good, the body) of each webhook
+        # (whether the signature is valid, the body) of each webhook
         self.received: queue.Queue[tuple[bool, bytes]] = queue.Queue()
         self.system_key = new_key("system")
         main_secret = new_secret()
@@ -66,7 +66,7 @@ class _Demo:
         sandbox.config["DELIVER_TO"] = f"{self.url}/api/ingest/{self.system_key}"
 
     def serve(self, app: Flask, port: int = 0) -> str:
-        """Serve `app` in threads of this process; its base URL."""
+        """Serve `app` from threads of this process; returns its base URL."""
         server = make_server("127.0.0.1", port, app, threaded=True, request_handler=_Quiet)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         self.servers.append(server)
@@ -80,7 +80,7 @@ class _Demo:
             db.engine.dispose()
 
     def create_receiver(self) -> Flask:
-        """A user's own server: it checks the signature and takes the code."""
+        """A user's own server: it verifies the signature and accepts the code."""
         receiver = Flask("receiver")
 
         @receiver.post("/webhook")
@@ -104,7 +104,7 @@ class _Demo:
             f"""
 The service:      {self.url}
 The main server:  {self.main_server} (sandbox)
-The webhook goes: {self.receiver}/webhook (printed here when it comes)
+The webhook URL:  {self.receiver}/webhook (each webhook is printed here)
 Your API key:     {self.api_key}
 Your profile:     {self.url}/profile (log in with the key)
 
@@ -114,12 +114,12 @@ Paste these into another terminal:
   curl '{self.url}/api/get-number/{self.api_key}?country_id=2'
   curl '{self.main_server}/sms' -d 'phone_number=THE_NUMBER' -d 'sms_text=Your code is 123456'
 
-(the second gives THE_NUMBER, without its "+" here.) Ctrl-C stops it all.
+(The second returns THE_NUMBER; leave out its "+" in the third.) Ctrl-C stops everything.
 """
         )
 
     def round_trip(self) -> int:
-        """Number, SMS, webhook, each checked; 0 if all are right."""
+        """Number, SMS and webhook, each checked; returns 0 if all are right."""
         code = "493817"
         call = requests.Session()
         call.trust_env = False
@@ -140,7 +140,7 @@ Paste these into another terminal:
         try:
             good, body = self.received.get(timeout=30)
         except queue.Empty:
-            click.echo("4. no webhook came")
+            click.echo("4. no webhook arrived")
             return 1
         expected = {
             "event": "otp_received",

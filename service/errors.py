@@ -1,11 +1,11 @@
-"""Every error a caller can meet: its status and its message, declared once."""
+"""Every error a caller can get: its status and its message, declared once."""
 
 from typing import Any
 
 
 class ApiError(Exception):
-    """Base of the errors that are answered as JSON: `status`, `message`, and `errors`, which maps
-    field names to sentences; `headers` are added to the answer. Never raised itself."""
+    """Base of the errors returned as JSON: `status`, `message`, and `errors`, which maps field
+    names to messages; `headers` are added to the response. Not raised directly."""
 
     status = 500
     message = "Internal server error"
@@ -56,7 +56,7 @@ class ManagerInactive(ApiError):
 
 
 class BadRequest(ApiError):
-    """A parameter or a body is not of the documented shape."""
+    """A parameter or the body does not have the documented shape."""
 
     status, message = 400, "Bad request"
 
@@ -90,7 +90,7 @@ class TooManyTries(ApiError):
 
 
 class FormExpired(ApiError):
-    status, message = 400, "This form is too old, or not one of ours. Load the page again."
+    status, message = 400, "This form has expired or is not ours. Load the page again."
 
 
 class NotFound(ApiError):
@@ -102,7 +102,7 @@ class Unhealthy(ApiError):
 
 
 class MainServerRefused(ApiError):
-    """The main server answered init with an error: its status, its message."""
+    """The main server answered init with an error; its status and message are passed on."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)

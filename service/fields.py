@@ -1,4 +1,4 @@
-"""Field types that all shapes share: ids, texts, codes, phone numbers, times, queries."""
+"""Field types shared by all schemas: ids, texts, codes, phone numbers, times, queries."""
 
 import re
 import unicodedata
@@ -29,7 +29,7 @@ def phone_digits(number: str) -> str:
 
 
 class Digits(fields.Field[int]):
-    """A whole number written in ASCII digits; `int()` alone takes `1_000` and `٣`."""
+    """An integer in ASCII digits; `int()` alone would accept `1_000` and `٣`."""
 
     def __init__(self, low: int = 0, high: int = MAX_ID, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -44,17 +44,17 @@ class Digits(fields.Field[int]):
 
 
 class Text(fields.String):
-    """A string, or an integer read as one; half a surrogate pair becomes U+FFFD."""
+    """A string, or an integer read as a string; a lone surrogate becomes U+FFFD."""
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> str:
         if isinstance(value, int | float) and not isinstance(value, bool) and value % 1 == 0:
-            value = str(int(value))  # JSON has no difference between 7 and 7.0
+            value = str(int(value))  # JSON does not distinguish 7 from 7.0
         text = super()._deserialize(value, attr, data, **kwargs)
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 class Code(Text):
-    """A code as its sender gives it, without spaces and with ASCII digits."""
+    """A code as its sender wrote it, but without spaces and with ASCII digits."""
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> str:
         text = "".join(super()._deserialize(value, attr, data, **kwargs).split())
@@ -62,7 +62,7 @@ class Code(Text):
 
 
 class Phone(Text):
-    """A phone number: read as its digits, written as `+` and digits."""
+    """A phone number: loaded as digits, dumped as `+` and digits."""
 
     def _serialize(self, value: Any, attr: Any, obj: Any, **kwargs: Any) -> str:
         return f"+{value}"
@@ -72,7 +72,7 @@ class Phone(Text):
 
 
 class Moment(fields.Field[datetime]):
-    """A time: ISO 8601 (UTC unless it says otherwise) or Unix seconds; aware UTC."""
+    """A time: ISO 8601 (UTC if it has no offset) or Unix seconds; loaded as aware UTC."""
 
     def _serialize(self, value: datetime | None, attr: Any, obj: Any, **kwargs: Any) -> str | None:
         return value.astimezone(UTC).isoformat().replace("+00:00", "Z") if value else None
@@ -89,7 +89,7 @@ class Moment(fields.Field[datetime]):
 
 
 class Query(Schema):
-    """Query parameters: an empty one counts as missing, unknown ones are ignored."""
+    """Query parameters: an empty one counts as missing, an unknown one is ignored."""
 
     class Meta:
         unknown = EXCLUDE
@@ -100,7 +100,7 @@ class Query(Schema):
 
 
 def load_query(schema: Schema, args: MultiDict[str, str]) -> dict[str, Any]:
-    """The query string `args`, loaded by `schema`; raises BadRequest naming the first wrong one."""
+    """Load the query string `args`; raises BadRequest, which names the first bad parameter."""
     repeated = [name for name in schema.fields if len(args.getlist(name)) > 1]
     errors = {name: [f"{name} was given more than once"] for name in repeated}
     loaded: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""What users read back: their numbers, their SMS, their counts."""
+"""What users read back: their numbers, SMS, deliveries and counts."""
 
 import contextlib
 import time
@@ -38,7 +38,7 @@ def numbers(
     before: int | None = None,
     states: Sequence[NumberState] = (NumberState.ASSIGNED,),
 ) -> Sequence[PhoneNumber]:
-    """The user's PhoneNumber rows in one of `states`, newest first, of ids below `before`."""
+    """The user's PhoneNumber rows in one of `states`, newest first, with ids below `before`."""
     query = select(PhoneNumber).where(PhoneNumber.user_id == user.id, PhoneNumber.state.in_(states))
     if before is not None:
         query = query.where(PhoneNumber.id < before)
@@ -54,11 +54,11 @@ def messages(
     wait: float = 0,
 ) -> Sequence[Message]:
     """The user's Message rows, oldest first: the first ones after the id `after`, else the latest
-    (of ids below `before`).
+    ones (with ids below `before`).
 
-    `phone_number` is digits, with the country's code or in the national form of one of the user's
+    `phone_number` is digits, with the country code or in the national form of one of the user's
     numbers. If there is no message, waits up to `wait` seconds for one, without a connection; if
-    too many callers wait already, returns the empty list at once.
+    too many callers are waiting already, returns an empty list at once.
     """
     query = select(Message).where(Message.user_id == user.id).limit(limit)
     query = query.options(selectinload(Message.deliveries))
@@ -84,8 +84,8 @@ def messages(
 
 @contextlib.contextmanager
 def _place(user: User) -> Iterator[bool]:
-    """Whether this call may wait, which holds a thread: half of the threads are kept for other
-    calls, and one user gets half of the rest."""
+    """Whether this call may wait, since waiting holds a thread: half of the threads are reserved
+    for other calls, and one user gets at most half of the rest."""
     waiting, places = current_app.extensions["waiting"], current_app.config["THREADS"] // 2
     with waiting.take("all", places) as free, waiting.take(user.id, (places + 1) // 2) as own:
         yield free and own
@@ -98,7 +98,7 @@ def _read(query: Select[Message]) -> Sequence[Message]:
 
 
 def _spelled(user: User, digits: str) -> set[str]:
-    """The digits themselves, else the user's numbers whose national form they are."""
+    """The digits themselves, or the user's numbers that have them as national form."""
     holders = select(PhoneNumber.user_id).where(PhoneNumber.digits == digits)
     if user.id in db.session.scalars(holders).all():
         return {digits}
@@ -111,7 +111,7 @@ def _spelled(user: User, digits: str) -> set[str]:
 def deliveries(
     user: User, limit: int, before: int | None = None, state: str | None = None
 ) -> Sequence[Delivery]:
-    """The user's Delivery rows with their attempts, newest first, of ids below `before`."""
+    """The user's Delivery rows with their attempts, newest first, with ids below `before`."""
     query = select(Delivery).where(Delivery.user_id == user.id)
     query = query.options(selectinload(Delivery.tries), selectinload(Delivery.message))
     if before is not None:
@@ -124,7 +124,7 @@ def deliveries(
 def last_test_attempt(user: User, delivery_id: int | None) -> Attempt | None:
     """The last Attempt of one of the user's test events, or None.
 
-    Of no other delivery: the receiver's answer to an SMS may quote it, and is hidden.
+    Not of other deliveries: the receiver's answer may quote the SMS, so it stays hidden.
     """
     query = select(Attempt).join(Delivery, Delivery.id == Attempt.delivery_id)
     is_own_test = (Delivery.user_id == user.id) & Delivery.message_id.is_(None)
@@ -133,7 +133,7 @@ def last_test_attempt(user: User, delivery_id: int | None) -> Attempt | None:
 
 
 def summary(user: User, days: int) -> dict[str, Any]:
-    """{"totals": counts, "days": [counts and their day]}: every day of the last `days`."""
+    """{"totals": counts, "days": [counts with their day]} for each of the last `days` days."""
     sums = [func.coalesce(func.sum(getattr(UserSummary, name)), 0).label(name) for name in COUNTS]
     of_user = UserSummary.user_id == user.id
     since = utcnow().date() - timedelta(days=days - 1)

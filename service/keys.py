@@ -1,4 +1,4 @@
-"""Keys and secrets: made, hashed, and sealed so that a copy of the database alone signs nothing."""
+"""Keys and secrets: created, hashed, and encrypted, so that a stolen database cannot sign."""
 
 import base64
 import hashlib
@@ -14,17 +14,17 @@ class Unreadable(Exception):
 
 
 def new_key(prefix: str) -> str:
-    """A fresh random key; the prefix tells people and secret scanners what it is."""
+    """A new random key; the prefix tells people and secret scanners what it is."""
     return f"{prefix}_{secrets.token_urlsafe(32)}"
 
 
 def new_secret() -> str:
-    """A fresh `whsec_…` signing secret, as Standard Webhooks writes them."""
+    """A new `whsec_…` signing secret in the Standard Webhooks format."""
     return "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
 
 
 def sha256(*parts: str) -> str:
-    """The hex SHA-256 of text parts, which are kept apart: ("ab", "c") is not ("a", "bc")."""
+    """The hex SHA-256 of the parts, unambiguously joined: ("ab", "c") differs from ("a", "bc")."""
     encoded = [part.encode("utf-8", "replace") for part in parts]
     head = b"" if len(encoded) == 1 else b"".join(b"%d:" % len(part) for part in encoded)
     return hashlib.sha256(head + b"".join(encoded)).hexdigest()
@@ -45,6 +45,6 @@ def unseal(sealed: str) -> str:
 
 @lru_cache(4)
 def _box(secret_key: str) -> Fernet:
-    # Hashed to get the length right; with a purpose of its own, since SECRET_KEY signs sessions too
+    # Hashed to get the right length, and prefixed, since SECRET_KEY signs sessions as well
     key = hashlib.sha256(b"webhook secrets:" + secret_key.encode()).digest()
     return Fernet(base64.urlsafe_b64encode(key))

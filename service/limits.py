@@ -1,4 +1,4 @@
-"""Per-process limits, keyed by name: how many at once, and how many in a time."""
+"""Per-process limits, keyed by name: on concurrency, and on the rate of calls."""
 
 import contextlib
 import threading
@@ -10,20 +10,20 @@ from service.errors import TooManyTries
 
 
 class Slots:
-    """How many things are under way for each name."""
+    """Counts what is in progress for each name."""
 
     def __init__(self) -> None:
         self._busy: Counter[Hashable] = Counter()
         self._lock = threading.Lock()
 
     def full(self, limit: int) -> list[Hashable]:
-        """The names that have `limit` under way."""
+        """The names that have `limit` or more in progress."""
         with self._lock:
             return [name for name, busy in self._busy.items() if busy >= limit]
 
     @contextlib.contextmanager
     def take(self, name: Hashable, limit: int) -> Iterator[bool]:
-        """Hold a slot while the block runs; yields whether there was a free one."""
+        """Hold a slot while the block runs; yields whether one was free."""
         with self._lock:
             taken = self._busy[name] < limit
             self._busy[name] += taken
@@ -37,7 +37,7 @@ class Slots:
 
 
 class Throttle:
-    """How many calls of `take` each name may make within so many seconds."""
+    """Allows each name `limit` calls of `take` in `seconds` seconds."""
 
     MAX_NAMES = 10_000
 
@@ -47,7 +47,7 @@ class Throttle:
         self._lock = threading.Lock()
 
     def check(self, name: Hashable) -> None:
-        """Raise TooManyTries if `name` has none left."""
+        """Raise TooManyTries if `name` has no calls left."""
         with self._lock:
             since, taken = self._taken.get(name, (0, 0))
         wait = since + self.seconds - time.monotonic()
@@ -59,13 +59,13 @@ class Throttle:
             )
 
     def take(self, name: Hashable) -> None:
-        """Use one up; raises TooManyTries if there was none left."""
+        """Use up one call; raises TooManyTries if none was left."""
         self.check(name)
         with self._lock:
             now = time.monotonic()
             since, taken = self._taken.pop(name, (now, 0))
             fresh = since + self.seconds > now
-            # Put at the end: the names that were taken longest ago are forgotten first
+            # Moved to the end: the least recently used names are dropped first
             self._taken[name] = (since, taken + 1) if fresh else (now, 1)
             if len(self._taken) > self.MAX_NAMES:
                 del self._taken[next(iter(self._taken))]

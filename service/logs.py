@@ -1,4 +1,4 @@
-"""Logging: one line an event on stdout, with the request id, and never a key."""
+"""Logging: one line per event on stdout, with the request id, and never a key."""
 
 import logging
 import logging.config
@@ -12,11 +12,11 @@ from typing import Any
 from flask import g, has_request_context, request
 from sqlalchemy.exc import DBAPIError
 
-# Keys in paths (/api/init/KEY), wherever a URL ends up in a line, and keys that we made
+# Keys in paths (/api/init/KEY), wherever a line contains a URL, and keys that we generated
 _PATH_KEY = re.compile(r"(/api/+[\w-]+/+)[^\s?\"'<>]+", re.IGNORECASE)
 # The SMS itself, which some gateways send in the query string, perhaps with raw spaces
 _SMS_QUERY = re.compile(r"(/api/+ingest\b[^\s?]*\?)(?:.*(?= HTTP/)|.*)", re.IGNORECASE)
-# gunicorn quotes the part of a request that it does not understand, which may be any
+# gunicorn quotes the part of a request that it cannot parse, which may be any part
 _QUOTED = re.compile(r"(Invalid request from ip=\S*: [\w ]*|No more data after: ).*")
 _OWN_KEY = re.compile(r"(?<![A-Za-z0-9])(usr|ing|whsec)_[\w+/=-]{16,}")
 _literals: set[str] = set()
@@ -26,13 +26,13 @@ ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tupl
 
 
 def hide(secret: str | None) -> None:
-    """Mask `secret`, a key that we did not make, in every later line."""
+    """Mask `secret`, a key that we did not generate, in every later line."""
     if secret:
         _literals.add(secret)
 
 
 def mask(text: str) -> str:
-    """`text` with every key in it, and an SMS in a query string, replaced by `***`."""
+    """`text` with every key, and any SMS in a query string, replaced by `***`."""
     for secret in _literals:
         text = text.replace(secret, "***")
     text = _SMS_QUERY.sub(r"\1***", _PATH_KEY.sub(r"\1***", text))
@@ -40,7 +40,7 @@ def mask(text: str) -> str:
 
 
 class LineFormatter(logging.Formatter):
-    """One event, one line: UTC time, level, request id, then the message, masked."""
+    """One line per event: UTC time, level, request id, then the masked message."""
 
     converter = staticmethod(time.gmtime)
     default_time_format = "%Y-%m-%dT%H:%M:%S"
@@ -63,22 +63,22 @@ class LineFormatter(logging.Formatter):
 
 
 def describe(error: BaseException | None) -> str:
-    """The type of an error, and its text unless that may quote stored data."""
+    """An error's type and its message, unless that may quote stored data."""
     if isinstance(error, DBAPIError):
-        # A driver's sentence may hold the row's values: only its number is kept
+        # A driver's message may contain the row's values: only its error number is kept
         code = next((a for a in getattr(error.orig, "args", ()) if isinstance(a, int)), "")
         return f"{type(error).__name__} {type(error.orig).__name__} {code}".strip()
     return f"{type(error).__name__}: {error}"
 
 
 def event(name: str, level: int = logging.INFO, *, exc_info: bool = False, **fields: Any) -> None:
-    """Log one event as `event=name key=value …`; a field of None is left out."""
+    """Log one event as `event=name key=value …`; fields that are None are left out."""
     pairs = "".join(f" {k}={v}" for k, v in fields.items() if v is not None)
     _log.log(level, "event=%s%s", name, pairs, exc_info=exc_info)
 
 
 def request_id() -> str:
-    """This request's id: the caller's X-Request-ID where it is a plain one, else a new one."""
+    """This request's id: the caller's X-Request-ID if it is well-formed, else a new one."""
     if "request_id" not in g:
         given = request.headers.get("X-Request-ID", "")
         g.request_id = given if re.fullmatch(r"[\w.-]{8,64}", given, re.ASCII) else uuid.uuid4().hex
@@ -86,7 +86,7 @@ def request_id() -> str:
 
 
 def dict_config(level: str = "INFO", stream: str = "stdout") -> dict[str, Any]:
-    """The `logging.config` of every process, gunicorn's own loggers included."""
+    """The `logging.config` for every process, including gunicorn's own loggers."""
     to_root = {"level": level, "handlers": [], "propagate": True}
     output = {"class": "logging.StreamHandler", "stream": f"ext://sys.{stream}"}
     return {
@@ -98,7 +98,7 @@ def dict_config(level: str = "INFO", stream: str = "stdout") -> dict[str, Any]:
         "loggers": {
             "gunicorn.error": to_root,
             "gunicorn.access": to_root,
-            # Below WARNING these write URLs and SQL, which is noise even when masked
+            # Below WARNING these log URLs and SQL, which is noise even when masked
             "urllib3": {"level": "WARNING"},
             "alembic": {"level": "WARNING"},
             "sqlalchemy": {"level": "WARNING"},
@@ -107,5 +107,5 @@ def dict_config(level: str = "INFO", stream: str = "stdout") -> dict[str, Any]:
 
 
 def configure(level: str, stream: str = "stdout") -> None:
-    """Send every logger of this process to `stream` in this module's form."""
+    """Send every logger of this process to `stream` in this module's format."""
     logging.config.dictConfig(dict_config(level, stream))

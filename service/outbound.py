@@ -1,4 +1,4 @@
-"""HTTP calls to others under a total deadline, whatever the peer does."""
+"""HTTP calls to other servers under a total deadline, whatever the peer does."""
 
 import contextlib
 import heapq
@@ -57,12 +57,12 @@ def call(
     may_dial: Callable[[str], bool] | None = None,
     **kwargs: Any,
 ) -> Answer:
-    """Make one request, and read at most `limit` bytes of the answer, in `seconds` altogether.
+    """Make one request and read at most `limit` bytes of the answer, within `seconds` in total.
 
-    `may_dial(address)` judges each resolved IP address before any is connected to, and exactly
+    `may_dial(address)` checks every resolved IP address before any connection is made, and only
     those addresses are dialled. No redirect is followed and nothing is retried. Raises
-    CallFailed. The timeouts of requests bound each socket operation, not the whole: so a timer
-    cuts the connection.
+    CallFailed. The timeouts of requests bound each socket operation, not the whole call: so a
+    timer cuts the connection.
     """
     options = {"allow_redirects": False, "stream": True, **kwargs}
     with _Deadline(seconds, may_dial) as deadline:
@@ -85,7 +85,7 @@ def call(
         ) as e:
             raise CallFailed(_kind(e, deadline), deadline.sent) from e
         if deadline.expired:
-            raise CallFailed("timeout", True)  # a cut connection can look like the body's end
+            raise CallFailed("timeout", True)  # a cut connection can look like the end of the body
         return answer
 
 
@@ -100,11 +100,11 @@ def _kind(error: Exception, deadline: "_Deadline") -> str:
 
 
 def new_session(pool_size: int = 32) -> "Session":
-    """A pooled session that knows no proxies, `.netrc`, cookies or redirects."""
+    """A pooled session that ignores proxies, `.netrc`, cookies and redirects."""
     session = Session()
     session.trust_env = False
     session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-    # Compressed answers could grow without bound when unpacked
+    # Compressed answers could expand without bound
     session.headers.update({"Accept-Encoding": "identity", "User-Agent": "otp-service"})
     for scheme in ("http://", "https://"):
         session.mount(scheme, _Adapter(pool_connections=pool_size, pool_maxsize=pool_size))
@@ -114,18 +114,18 @@ def new_session(pool_size: int = 32) -> "Session":
 class Session(requests.Session):
     """A requests session that sends exactly what it is given."""
 
-    def request(  # type: ignore[override]  # fewer arguments than requests'
+    def request(  # type: ignore[override]  # fewer parameters than in requests
         self, method: str, url: str, *, headers: Any = None, params: Any = None, data: Any = None,
         **options: Any,
     ) -> requests.Response:  # fmt: skip
-        # The rest of what requests merges in comes from the environment and from cookies
+        # Everything else that requests would merge in comes from the environment or from cookies
         request = requests.PreparedRequest()
         headers = {**self.headers, **(headers or {})}
         request.prepare(method, url, headers=headers, params=params, data=data)
         return self.send(request, verify=self.verify, cert=None, proxies={}, **options)
 
     def get_redirect_target(self, resp: requests.Response) -> str | None:
-        # Even unfollowed, requests would read a redirect's whole body to look for the next
+        # Even when not following it, requests would read a redirect's whole body to find the next
         return None
 
 
@@ -136,7 +136,7 @@ class _Adapter(HTTPAdapter):
 
 
 class Unresolved(Exception):
-    """A host name that was not resolved, or not in time."""
+    """The host name could not be resolved, or not in time."""
 
 
 class _Forbidden(Exception):
@@ -176,8 +176,8 @@ class _Deadline:
     def watch(self, connection: "_Watched", sock: socket.socket) -> None:
         """Cut `sock`, which `connection` uses for this call, when the time is up.
 
-        Through a descriptor of our own: TLS takes the socket over, and http.client closes it
-        early when the answer's end is the connection's.
+        We use a duplicate descriptor: TLS takes over the socket, and http.client closes it early
+        when the end of the connection ends the answer.
         """
         with self._lock:
             self._let_go()
@@ -190,7 +190,7 @@ class _Deadline:
     def expire(self) -> None:
         with self._lock:
             self.expired = not self.over
-            # The pool may have lent the connection to another call by now
+            # The pool may already have given the connection to another call
             if self._connection is not None and self._connection.deadline is self:
                 self._cut()
 
@@ -206,10 +206,10 @@ class _Deadline:
 
 
 class _Watchdog:
-    """One thread that expires all deadlines: a timer each would be a thread each."""
+    """One thread that expires all deadlines: a timer for each would be a thread for each."""
 
     def __init__(self) -> None:
-        # A heap; those that are over stay in it until they come up
+        # A heap; finished deadlines stay in it until they reach the top
         self._pending: list[_Deadline] = []
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -240,7 +240,7 @@ _watchdog = _Watchdog()
 
 
 class _Watched:
-    """A connection that the current deadline can cut at any moment, TLS handshake included."""
+    """A connection that the current deadline can cut at any time, even in the TLS handshake."""
 
     deadline: _Deadline | None = None
 
@@ -293,7 +293,7 @@ class _HTTPSPool(HTTPSConnectionPool):
 
 
 def resolve(host: str, port: int, seconds: float) -> list[Address]:
-    """The (family, address) pairs of `host`, found within `seconds`; raises Unresolved."""
+    """The (family, address) pairs of `host`, resolved within `seconds`; raises Unresolved."""
     host = host.strip("[]")
     try:
         version = ipaddress.ip_address(host).version
@@ -308,7 +308,7 @@ def resolve(host: str, port: int, seconds: float) -> list[Address]:
         except (OSError, UnicodeError) as e:
             found.put(e)
 
-    # getaddrinfo has no time limit of its own: a slow one is left behind
+    # getaddrinfo has no timeout: a slow lookup is abandoned
     threading.Thread(target=look_up, daemon=True).start()
     try:
         answers = found.get(timeout=seconds)

@@ -1,4 +1,4 @@
-"""A main server to try the service against: an app of its own, in memory, with made-up numbers."""
+"""A main server for trying out the service: a separate in-memory app with made-up numbers."""
 
 import json
 import random
@@ -13,7 +13,7 @@ from flask import Flask, request
 
 from service.webhooks.signing import sign
 
-# id: (name, phone code, mobile prefixes, digits after the prefix, operators)
+# id: (name, phone code, mobile prefixes, number of digits after the prefix, operators)
 COUNTRIES = {
     1: ("United States", "1", ("202555", "312555"), 4, ("AT&T", "Verizon", "T-Mobile US")),
     2: ("United Kingdom", "44", ("7400", "7911"), 6, ("EE", "O2 UK", "Vodafone UK", "Three UK")),
@@ -41,7 +41,7 @@ COUNTRIES = {
     24: ("Ukraine", "380", ("50", "67"), 7, ("Kyivstar", "Vodafone UA", "lifecell")),
 }
 
-# operator_ids that misbehave, in every country
+# operator_ids that misbehave, in any country
 NO_NUMBER, DELAY, ERROR_500, MALFORMED, DUPLICATE_SMS, LATE_SMS = range(9001, 9007)
 MAGIC = {
     NO_NUMBER: "has no number (404)",
@@ -49,12 +49,12 @@ MAGIC = {
     ERROR_500: "answers 500",
     MALFORMED: "answers HTML",
     DUPLICATE_SMS: "sends every SMS twice",
-    LATE_SMS: "gives the same number again and again, and sends its SMS after the delay",
+    LATE_SMS: "always grants the same number, and sends its SMS after the delay",
 }
 
 
 def operators() -> list[dict[str, Any]]:
-    """All operators as init lists them."""
+    """All operators, as init lists them."""
     listed = [
         {"id": 100 * country_id + n, "name": name, "country_id": country_id}
         for country_id, (*_, names) in COUNTRIES.items()
@@ -73,11 +73,11 @@ def create_sandbox(
 ) -> Flask:
     """The sandbox as a WSGI app.
 
-    `api_key` is the SYSTEM_API_KEY it takes; `deliver_to` the URL that its SMS are POSTed to
-    (…/api/ingest/SYSTEM_API_KEY), signed with `webhook_secret` if given; `delay` in seconds.
+    `api_key` is the SYSTEM_API_KEY it accepts; `deliver_to` is the URL its SMS are POSTed to
+    (…/api/ingest/SYSTEM_API_KEY), signed with `webhook_secret` if given; `delay` is in seconds.
     """
     app = Flask(__name__)
-    app.json.sort_keys = False  # type: ignore[attr-defined]  # of Flask's default provider
+    app.json.sort_keys = False  # type: ignore[attr-defined]  # on Flask's default provider
     app.config.update(DELIVER_TO=deliver_to)
     sandbox = _Sandbox(app, api_key, webhook_secret, delay)
     app.add_url_rule("/api/init/<path:key>", view_func=sandbox.init)
@@ -90,11 +90,11 @@ def _error(status: int, message: str) -> tuple[dict[str, Any], int]:
     return {"status": "error", "message": message}, status
 
 
-# What the magic operators answer instead of a number
+# What the magic operators return instead of a number
 FAILURES: dict[int | None, Any] = {
     NO_NUMBER: _error(404, "No number received"),
-    ERROR_500: _error(500, "The sandbox fails as asked"),
-    MALFORMED: "<html>The sandbox talks nonsense as asked</html>",
+    ERROR_500: _error(500, "The sandbox failed on request"),
+    MALFORMED: "<html>The sandbox returned garbage on request</html>",
 }
 
 
@@ -134,7 +134,7 @@ class _Sandbox:
         return {"status": "success", "data": data}
 
     def grant(self, country_id: int, operator_id: int, idempotency_key: str | None) -> str:
-        """The digits of a new number, or of the one that the key got before."""
+        """The digits of a new number, or of the one that the Idempotency-Key got before."""
         with self.lock:
             digits = self.by_key.get(idempotency_key) or self.fresh(country_id, operator_id)
             self.granted[digits] = operator_id
@@ -153,7 +153,7 @@ class _Sandbox:
                 return digits
 
     def sms(self) -> Any:
-        """A fake SMS (phone_number, sms_text, otp_code), as the world would send it."""
+        """Send a fake SMS (phone_number, sms_text, otp_code) to a granted number."""
         given = request.get_json() if request.is_json else request.values
         digits = given.get("phone_number", "").strip().lstrip("+")
         text = given.get("sms_text") or f"Your code is {random.randrange(10**6):06}"

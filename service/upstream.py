@@ -1,4 +1,4 @@
-"""The main server's client: init and get_number, each one call, typed answers, one error family."""
+"""The main server's client: init and get_number, each one call with a typed result."""
 
 import json
 import logging
@@ -19,7 +19,7 @@ NUMBER_BYTES = 256 * 2**10
 
 
 class _Kept(Schema):
-    """What the main server says; unknown fields are kept."""
+    """Data from the main server; unknown fields are kept."""
 
     class Meta:
         unknown = INCLUDE
@@ -52,9 +52,9 @@ _OPERATOR = OperatorSchema(partial=("name",))
 
 
 class UpstreamError(Exception):
-    """Base of all that can go wrong with the main server; never raised itself."""
+    """Base of all main server errors; not raised directly."""
 
-    granted = False  # whether a number may have been granted all the same
+    granted = False  # whether a number may have been granted despite the error
 
 
 class NotConfigured(UpstreamError):
@@ -62,7 +62,7 @@ class NotConfigured(UpstreamError):
 
 
 class Unreachable(UpstreamError):
-    """No complete answer: not connected, cut off, or out of time."""
+    """No complete answer: no connection, a cut connection, or a timeout."""
 
     def __init__(self, failure: outbound.CallFailed) -> None:
         super().__init__(failure.kind)
@@ -70,13 +70,13 @@ class Unreachable(UpstreamError):
 
 
 class NotTheContract(UpstreamError):
-    """An answer that is not the documented JSON: HTML, a redirect, wrong types, missing lists."""
+    """An answer that breaks the contract: HTML, a redirect, wrong types, missing lists."""
 
     granted = True
 
 
 class Refused(UpstreamError):
-    """The main server answered an error: its `status`, and its `message` or None."""
+    """The main server answered with an error: its `status`, and its `message` or None."""
 
     def __init__(self, status: int, message: str | None) -> None:
         super().__init__(f"{status} {message}")
@@ -85,7 +85,7 @@ class Refused(UpstreamError):
 
 
 class NoNumber(UpstreamError):
-    """The main server has no number to give."""
+    """The main server has no number available."""
 
 
 class Grant(NamedTuple):
@@ -109,7 +109,7 @@ def init() -> dict[str, Any]:
 def get_number(
     country_id: int, operator_id: int | None = None, idempotency_key: str | None = None
 ) -> Grant:
-    """Ask the main server for one number; never repeated here. Raises UpstreamError."""
+    """Ask the main server for one number, without retries. Raises UpstreamError."""
     params: dict[str, Any] = {"country_id": country_id, "number_format": "full"}
     if operator_id is not None:
         params["operator_id"] = operator_id
@@ -141,7 +141,7 @@ def _fetch_init() -> dict[str, Any]:
 
 
 def _operators(data: dict[str, Any], country_id: int) -> list[dict[str, Any]]:
-    """The well-formed ones of `data.operator` and `data.operators`: a number outweighs the rest."""
+    """The valid ones of `data.operator` and `data.operators`; bad ones must not cost the number."""
     listed = data.get("operators")
     good = []
     for operator in [data.get("operator"), *(listed if isinstance(listed, list) else [])]:
@@ -153,7 +153,7 @@ def _operators(data: dict[str, Any], country_id: int) -> list[dict[str, Any]]:
 
 
 def _get(endpoint: str, limit: int, **kwargs: Any) -> dict[str, Any] | None:
-    """The one way to the main server: `data` of its success answer, or an UpstreamError."""
+    """Every call to the main server: returns its answer's `data` or raises UpstreamError."""
     config = current_app.config
     base, key = config["MAIN_SERVER_URL"], config["SYSTEM_API_KEY"]
     if not base or not key:
@@ -186,7 +186,7 @@ def _data(answer: outbound.Answer) -> dict[str, Any] | None:
         body = None
     if answer.status >= 400:
         message = body.get("message") if isinstance(body, dict) else None
-        # Masked: a main server may quote the URL, which holds our key
+        # Masked: a main server may quote the URL, which contains our key
         raise Refused(answer.status, mask(message)[:500] if isinstance(message, str) else None)
     if answer.status != 200 or not isinstance(body, dict) or body.get("status") != "success":
         raise NotTheContract(f"status {answer.status}")

@@ -1,4 +1,4 @@
-"""Column types that mean the same on every database engine."""
+"""Column types that behave the same on every database engine."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -20,17 +20,17 @@ class UTCDateTime(TypeDecorator[datetime]):
         return value and value.replace(tzinfo=UTC)
 
 
-# SQLite numbers only INTEGER keys by itself
+# SQLite auto-increments only INTEGER keys
 ID = BigInteger().with_variant(sqlite.INTEGER(), "sqlite")
-# Compared byte by byte: hashes, and ids chosen by others, which differ in case
+# Case-sensitive, for hashes and for ids chosen by others
 ASCII = String(64).with_variant(
     mysql.VARCHAR(64, charset="ascii", collation="ascii_bin"), "mysql", "mariadb"
 )
-# Longer than MySQL's TEXT and BLOB, which end at 64 KiB
+# MySQL's TEXT and BLOB end at 64 KiB
 LONG_TEXT = Text().with_variant(mysql.MEDIUMTEXT(), "mysql", "mariadb")
 LONG_BYTES = LargeBinary().with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb")
 
 
 def utcnow() -> datetime:
-    """The time now, aware, in UTC."""
+    """The current time, aware, in UTC."""
     return datetime.now(UTC)

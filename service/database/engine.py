@@ -13,7 +13,7 @@ from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.orm import DeclarativeBase
 
 GALERA_NOT_READY = 1047
-# Seconds for which a connection that was just used is assumed to be alive
+# How many seconds after its last use a connection is assumed to be alive
 TRUSTED_SECONDS = 1
 SQLITE_BUSY_SECONDS = 15
 
@@ -31,12 +31,12 @@ class Base(DeclarativeBase):
 
     @classmethod
     def table(cls) -> Table:
-        """The table itself, for statements past the ORM."""
+        """The table itself, for statements that bypass the ORM."""
         return cast(Table, cls.__table__)
 
 
-# Rows are read once and used after the commit: expiring them would reopen a transaction.
-# Parameters are hidden from errors, which end up in the log.
+# Rows are used after the commit: expiring them would open a new transaction.
+# Parameters are hidden in error messages, which end up in the log.
 db = SQLAlchemy(
     model_class=Base,
     session_options={"expire_on_commit": False},
@@ -48,8 +48,8 @@ migrate = Migrate()
 def set_up_mysql(engine: Engine, hosts: Iterable[tuple[str, int]]) -> None:
     """Connect to the first healthy one of `hosts` (name, port), starting with the last that worked.
 
-    On a Galera cluster every transaction sees what other nodes committed before it, and a node
-    that has lost the others is left for the next one.
+    On a Galera cluster, every transaction sees what other nodes committed before it, and a node
+    that has lost the cluster is abandoned for the next one.
     """
     ring = list(hosts)
 
@@ -74,7 +74,7 @@ def set_up_mysql(engine: Engine, hosts: Iterable[tuple[str, int]]) -> None:
 
 
 def _ping(connection: Any, record: Any, _proxy: Any) -> None:
-    # A ping each time would be a third of all round trips; no server restarts in a second
+    # Pinging every time would be a third of all round trips; no server restarts within a second
     if time.monotonic() - record.info.get("used", 0) > TRUSTED_SECONDS:
         try:
             connection.ping(reconnect=False)
@@ -88,7 +88,7 @@ def _leave_lost_node(context: Any) -> None:
 
 
 def error_code(error: object) -> object:
-    """The driver's number for an error: the first of its arguments, or None."""
+    """The driver's error number: the first argument of the error, or None."""
     return next(iter(getattr(error, "args", ())), None)
 
 
@@ -112,8 +112,8 @@ def _is_on(cursor: Any, variable: str) -> bool:
 def set_up_sqlite(engine: Engine) -> None:
     """Make SQLite safe for many threads and processes.
 
-    Writing transactions take the write lock when they begin, so that none is lost or refused
-    half-way; synchronous=FULL, since what was acknowledged must outlive a power cut.
+    Write transactions take the write lock when they begin, so that none is lost or fails half-way;
+    synchronous=FULL, since what was acknowledged must survive a power cut.
     """
 
     @event.listens_for(engine, "connect")
@@ -131,8 +131,8 @@ def set_up_sqlite(engine: Engine) -> None:
 
 
 def _use_wal(connection: Any) -> None:
-    """Switch the file to WAL for good. This upgrades a lock, for which SQLite does not wait as
-    busy_timeout says (https://sqlite.org/c3ref/busy_handler.html)."""
+    """Switch the file to WAL permanently. This upgrades a lock, for which SQLite ignores
+    busy_timeout (https://sqlite.org/c3ref/busy_handler.html)."""
     give_up = time.monotonic() + SQLITE_BUSY_SECONDS
     while True:
         try:

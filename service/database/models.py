@@ -1,4 +1,4 @@
-"""The records, and the words in them: users, their numbers, their SMS, what became of each."""
+"""The records and their enums: users, providers, numbers, SMS, deliveries, counts."""
 
 from datetime import date, datetime
 from enum import StrEnum
@@ -11,7 +11,7 @@ from service.database.engine import Base
 
 
 class NumberState(StrEnum):
-    """How far the assignment of a number has got."""
+    """The progress of an assignment."""
 
     REQUESTED = "requested"
     ASSIGNED = "assigned"
@@ -19,19 +19,19 @@ class NumberState(StrEnum):
 
 
 class DeliveryState(StrEnum):
-    """What has become of a webhook."""
+    """The state of a webhook's delivery."""
 
     PENDING = "pending"
     DELIVERED = "delivered"
     DEAD = "dead"
 
 
-# What users read of a message that fires no webhook
+# The webhook state that users see for a message that fires none
 NO_WEBHOOK = "none"
 
 
 class Trigger(StrEnum):
-    """Who made an attempt."""
+    """What caused an attempt."""
 
     INGEST = "ingest"
     WORKER = "worker"
@@ -40,7 +40,7 @@ class Trigger(StrEnum):
 
     @property
     def heeds_circuit(self) -> bool:
-        """Whether it waits while the endpoint's circuit is open; a person's click does not."""
+        """Whether it waits while the endpoint's circuit is open; an attempt by hand does not."""
         return self in (Trigger.INGEST, Trigger.WORKER)
 
 
@@ -55,16 +55,16 @@ class Reason(StrEnum):
     URL = "url"
     FORBIDDEN = "forbidden"
     SECRET_UNREADABLE = "secret_unreadable"
-    # Nothing was called, and a retry would not help
+    # No request was made, and a retry would not help
     DISABLED = "disabled"
     NO_URL = "no_url"
-    # Put off: nothing was called yet
+    # Put off: no request was made yet
     CIRCUIT_OPEN = "circuit_open"
     BUSY = "busy"
 
 
 class Result(str):
-    """What an attempt came to: an HTTP status such as "200", or a Reason."""
+    """The result of an attempt: an HTTP status such as "200", or a Reason."""
 
     __slots__ = ()
 
@@ -78,17 +78,17 @@ class Result(str):
 
     @property
     def is_gone(self) -> bool:
-        """The receiver wants nothing more (410 Gone; Standard Webhooks, "Consumer responses")."""
+        """The receiver wants no more (410 Gone; Standard Webhooks, "Consumer responses")."""
         return self == "410"
 
     @property
     def called_nobody(self) -> bool:
-        """There was no endpoint to call, so that it says nothing about one."""
+        """There was no endpoint to call, so the result says nothing about its health."""
         return self in (Reason.DISABLED, Reason.NO_URL)
 
 
 class User(Base):
-    """One API caller; `active` and `approved` must both hold for the key to work."""
+    """One API caller; the key works only while the user is `active` and `approved`."""
 
     __tablename__ = "users"
 
@@ -101,11 +101,11 @@ class User(Base):
     number_format: Mapped[str | None] = mapped_column(String(16))
     daily_limit: Mapped[int | None]
     webhook_url: Mapped[str | None] = mapped_column(String(2048))
-    # Sealed (see keys); after a rotation the old one signs too for a while
+    # Sealed (see keys); after a rotation the old one also signs for a while
     webhook_secret: Mapped[str] = mapped_column(String(512))
     webhook_old_secret: Mapped[str | None] = mapped_column(String(512))
     webhook_old_secret_until: Mapped[datetime | None] = mapped_column(UTCDateTime)
-    # The endpoint's circuit breaker: failures in a row, and until when it is open
+    # The endpoint's circuit breaker: consecutive failures, and until when it is open
     webhook_failures: Mapped[int] = mapped_column(default=0, server_default="0")
     webhook_open_until: Mapped[datetime | None] = mapped_column(UTCDateTime)
     # The receiver answered 410 Gone; nothing is sent until the user sets the URL again
@@ -127,7 +127,7 @@ class Provider(Base):
     format: Mapped[str] = mapped_column(String(32))
     key_hash: Mapped[str] = mapped_column(ASCII, unique=True)
     secret: Mapped[str | None] = mapped_column(String(512))  # sealed
-    # The gateway's own number, for one that does not name the recipient; digits
+    # The digits of the gateway's own number, if its requests do not name the recipient
     number: Mapped[str | None] = mapped_column(String(20))
     active: Mapped[bool] = mapped_column(default=True)
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
@@ -147,9 +147,9 @@ class Operator(Base):
 class PhoneNumber(Base):
     """One assignment of a number to a user; a re-assigned number has several rows.
 
-    The row is made before the main server is asked (`state` requested), which reserves the
-    user's limit and the Idempotency-Key. It becomes `assigned` with the number; it is deleted
-    when the main server refused; it becomes `unknown` when the main server may have granted
+    The row is created before the main server is asked (`state` requested), which reserves the
+    Idempotency-Key and a share of the user's limit. It becomes `assigned` with the number; it is
+    deleted if the main server refuses; it becomes `unknown` if the main server may have granted
     a number that never reached us.
     """
 
@@ -165,7 +165,7 @@ class PhoneNumber(Base):
     idempotency_hash: Mapped[str | None] = mapped_column(ASCII)
     requested_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
     assigned_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
-    # Kept when the messages are purged: numbers that never got an SMS show misuse
+    # Kept when the messages are purged: numbers that never get an SMS indicate misuse
     first_sms_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
 
     __table_args__ = (
@@ -183,14 +183,14 @@ class Message(Base):
     id: Mapped[int] = mapped_column(ID, primary_key=True)
     user_id: Mapped[int | None] = mapped_column(ForeignKey("users.id"))
     phone_number_id: Mapped[int | None] = mapped_column(ForeignKey("phone_numbers.id"))
-    # The provider's name at that time; the main server has no row of its own
+    # The provider's name at that time; the main server has no row in `providers`
     provider: Mapped[str] = mapped_column(String(64))
     digits: Mapped[str] = mapped_column(String(20))
     sms_text: Mapped[str] = mapped_column(LONG_TEXT)
     otp_code: Mapped[str | None] = mapped_column(String(32))
-    # Which rule of `otp` decided on the code; "given" when the provider sent it along
+    # The rule of `otp` that found the code; "given" if the provider sent the code
     otp_rule: Mapped[str | None] = mapped_column(String(32))
-    # Two SMS with the same key are duplicates; None once the 10 minutes without an id are over
+    # SMS with the same key are duplicates; None once the duplicate window of an SMS without id ends
     dedupe_key: Mapped[str | None] = mapped_column(ASCII, unique=True)
     received_at: Mapped[datetime] = mapped_column(UTCDateTime)
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
@@ -199,17 +199,17 @@ class Message(Base):
 
     @property
     def webhook(self) -> str:
-        """The state of its delivery; `none` if it fires none."""
+        """The state of its delivery; `none` if it has none."""
         return self.deliveries[-1].state if self.deliveries else NO_WEBHOOK
 
     __table_args__ = (Index(None, "user_id", "id"), Index(None, "user_id", "digits", "id"))
 
 
 class Delivery(Base):
-    """A webhook on its way to a user: `pending` until `delivered`, or `dead` after all attempts.
+    """A webhook for a user: `pending` until `delivered`, or `dead` after the last attempt.
 
-    `lease` names who is attempting it, until `leased_until`; only its holder may record the
-    outcome. After a crash, the lease runs out and frees the delivery.
+    `lease` identifies who is attempting it, until `leased_until`; only its holder may record the
+    outcome. After a crash, the lease expires and frees the delivery.
     """
 
     __tablename__ = "deliveries"
@@ -240,7 +240,7 @@ class Delivery(Base):
 
 
 class Attempt(Base):
-    """One attempt to deliver: when, how long it took, what came of it."""
+    """One attempt to deliver: when, how long it took, and its result."""
 
     __tablename__ = "attempts"
 
@@ -250,7 +250,7 @@ class Attempt(Base):
     started_at: Mapped[datetime] = mapped_column(UTCDateTime)
     ms: Mapped[int]
     result: Mapped[str] = mapped_column(String(64))
-    # The first kilobyte of the receiver's answer: for its owner's eyes only
+    # The start of the receiver's answer (up to 1,024 characters): shown only to the user
     answer: Mapped[str | None] = mapped_column(Text)
     next_attempt_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
 
@@ -258,7 +258,7 @@ class Attempt(Base):
 
 
 class _Counters:
-    # Calls that asked the main server; `numbers` are those that got one
+    # Calls that asked the main server; `numbers` counts those that got a number
     requests: Mapped[int] = mapped_column(default=0)
     numbers: Mapped[int] = mapped_column(default=0)
     sms: Mapped[int] = mapped_column(default=0)
@@ -267,7 +267,7 @@ class _Counters:
 
 
 class UserSummary(_Counters, Base):
-    """A user's counts of one UTC day."""
+    """A user's counts for one UTC day."""
 
     __tablename__ = "user_summaries"
 
@@ -278,8 +278,8 @@ class UserSummary(_Counters, Base):
 
 
 class SystemSummary(_Counters, Base):
-    """The deployment's counts of one UTC day: the sum over its shards, of which a writer picks one
-    at random, so that calls do not queue for one row."""
+    """The deployment's counts for one UTC day: the sum over its shards. A writer picks a random
+    shard, so that calls do not queue for one row."""
 
     __tablename__ = "system_summaries"
 

@@ -1,4 +1,4 @@
-"""Whether the database's schema is this version's."""
+"""Whether the database schema is current."""
 
 from functools import cache
 
@@ -11,7 +11,7 @@ from service.database.writing import release
 
 
 def is_current() -> bool:
-    """Whether the last migration has run; raises SQLAlchemyError when the database is away."""
+    """Whether the last migration has run; raises SQLAlchemyError if the database is down."""
     try:
         found = MigrationContext.configure(db.session.connection()).get_current_heads()
     finally:
@@ -21,5 +21,5 @@ def is_current() -> bool:
 
 @cache
 def _heads(directory: str) -> set[str]:
-    # Reads every migration: once a process, since /healthz asks often
+    # This reads every migration: done once per process, since /healthz is called often
     return set(ScriptDirectory(directory).get_heads())

@@ -1,4 +1,4 @@
-"""Transactions that write: begun, retried as a whole after a passing error, and committed."""
+"""Write transactions: begun, committed, and retried as a whole after a transient error."""
 
 import contextlib
 import random
@@ -20,11 +20,11 @@ from service.database.models import SystemSummary, User, UserSummary
 
 SUMMARY_SHARDS = 16
 # MySQL: deadlock, lock wait timeout, shutdown, cannot connect, server gone, lost connection,
-# lost while reading, too many connections; Galera: node not ready
+# connection lost while reading, too many connections; Galera: node not ready
 PASSING_MYSQL = {1213, 1205, 1053, 2003, 2006, 2013, 2055, 1040, 1047}
-# Seconds for which a transaction is retried: a database server restarts in fewer
+# How many seconds a transaction is retried for: a database server restarts in less
 PATIENCE_SECONDS = 10
-# SQLite lets whoever asks at the right moment write next; threads of one process take turns
+# SQLite has no fair queue for writers, so the threads of one process take turns
 _sqlite_turn = threading.RLock()
 
 P = ParamSpec("P")
@@ -34,9 +34,9 @@ Values = Mapping[str, Any]
 
 
 class Transaction:
-    """An open transaction that writes; who holds one may write, and never commits it.
+    """An open write transaction; its holder may write but must not commit.
 
-    `session` is for the ORM; the methods bypass its unit of work, which would be a fifth of a call.
+    `session` is for the ORM; the methods bypass its unit of work, which takes a fifth of a call.
     """
 
     def __init__(self, session: Session, connection: Connection) -> None:
@@ -44,7 +44,7 @@ class Transaction:
         self._connection = connection
 
     def execute(self, statement: Executable, values: Values | None = None) -> CursorResult[Any]:
-        """Run a statement on tables."""
+        """Run a Core statement."""
         return self._connection.execute(statement, values)
 
     def store(self, row: Record) -> Record:
@@ -56,18 +56,18 @@ class Transaction:
         return row
 
     def upsert(self, model: type[Base], key: dict[str, Any], values: dict[str, Any]) -> None:
-        """Insert the row `key | values`; if `key` exists, set its `values`."""
+        """Insert the row `key | values`; if `key` exists, update its `values`."""
         self.execute(_upsert(model, tuple(key), tuple(values), self._dialect, False), key | values)
 
     def lock_user(self, user_id: int) -> User:
-        """The user as stored now; nobody else changes it before the commit."""
+        """The user as stored now, locked until the commit."""
         return self.session.get_one(User, user_id, populate_existing=True, with_for_update=True)
 
     def count(self, user_id: int | None, at: datetime, **steps: int) -> None:
-        """Add `steps` (counter name: amount) to the user's and the system's summary of `at`'s day.
+        """Add `steps` (counter name: amount) to the user's and the system's summary for `at`'s day.
 
-        `user_id` None counts for the system alone. Locks the user's row, which all of their calls
-        share: so count last.
+        If `user_id` is None, counts for the system only. Locks the user's row, which all of their
+        calls share: so count last.
         """
         day = at.astimezone(UTC).date()
         if user_id is not None:
@@ -76,7 +76,7 @@ class Transaction:
         self._add(SystemSummary, {"day": day, "shard": shard}, steps)
 
     def _add(self, model: type[Base], key: dict[str, Any], steps: dict[str, int]) -> None:
-        """Add to a summary row, creating it if needed: exact under concurrency."""
+        """Add to a summary row, creating it if needed; atomic."""
         statement = _upsert(model, tuple(key), tuple(steps), self._dialect, True)
         self.execute(statement, _zeros(model) | key | steps)
 
@@ -89,18 +89,18 @@ Work = Callable[Concatenate[Transaction, P], T]
 
 
 def transact(work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run `work(transaction, …)` in a writing transaction, commit it, and return the result.
+    """Run `work(transaction, …)` in a write transaction, commit it, and return the result.
 
-    A deadlock, a lock timeout, a lost connection or a busy SQLite file runs all of it again: `work`
-    must do nothing but use the database, and log nothing. On SQLite an open read transaction is
-    ended first, since it cannot become a writing one; on MySQL `work` continues in it, and sees
-    what others have committed since.
+    After a deadlock, a lock timeout, a lost connection or a busy SQLite file, all of it is run
+    again: so `work` may only use the database, and must not log. On SQLite an open read transaction
+    is ended first, since it cannot be upgraded; on MySQL `work` continues in it, and sees what
+    others have committed since.
     """
     return transact_within(PATIENCE_SECONDS, work, *args, **kwargs)
 
 
 def transact_within(patience: float, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """The same, retried for `patience` seconds."""
+    """The same as transact(), retried for `patience` seconds."""
     on_sqlite = db.session.get_bind().dialect.name == "sqlite"
     options = {"writes": True} if on_sqlite else None
     give_up = time.monotonic() + patience
@@ -108,7 +108,7 @@ def transact_within(patience: float, work: Work[P, T], *args: P.args, **kwargs: 
     while True:
         try:
             if on_sqlite:
-                release()  # before waiting for the turn: who waits holds no connection
+                release()  # so that a thread waiting for its turn holds no connection
             with _sqlite_turn if on_sqlite else contextlib.nullcontext():
                 connection = db.session.connection(execution_options=options)
                 result = work(Transaction(db.session(), connection), *args, **kwargs)
@@ -126,7 +126,7 @@ def transact_within(patience: float, work: Work[P, T], *args: P.args, **kwargs: 
 
 
 def release() -> None:
-    """Return the database connection to the pool, before a call to others or a wait."""
+    """Return the database connection to the pool, before an outbound call or a wait."""
     if db.session().in_transaction():
         db.session.commit()
 
@@ -136,7 +136,7 @@ def _is_passing(error: DBAPIError) -> bool:
     return error.connection_invalidated or is_known
 
 
-# Statements that every call runs are compiled once: compiling costs more than running them
+# Statements run by every call are compiled once: compiling costs more than running them
 
 
 @cache

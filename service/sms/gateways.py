@@ -1,4 +1,4 @@
-"""The SMS gateways: how each one's request is read, and what it takes for success."""
+"""The SMS gateways: how each one's request is read, and what it accepts as success."""
 
 import base64
 import hmac
@@ -17,19 +17,19 @@ from service.webhooks.signing import verify
 
 class Gateway(NamedTuple):
     """One format: `parse(request, secret, number)` returns the Sms or raises BadRequest or
-    InvalidSignature; `answer` is what the gateway takes for success (None: our own JSON);
-    `setup` is what its operator pastes into it, with URL for the ingest URL.
+    InvalidSignature; `answer` is what the gateway accepts as success (None: our own JSON);
+    `setup` tells the operator how to configure it, with URL for the ingest URL.
     """
 
     parse: Callable[[Request, str | None, str | None], Sms]
     setup: str
     answer: tuple[str, str] | None = None  # body, content type
-    get: bool = False  # whether it may also come as a GET
+    get: bool = False  # whether GET is also accepted
     signs: bool = False
 
 
 def main_server(request: Request, secret: str | None, number: str | None) -> Sms:
-    """Section "The webhook" of our own documentation: what the main server POSTs.
+    """What the main server POSTs: section "The webhook" of our own documentation.
 
     The signature is required if there is a secret. `data.received_at` is optional.
     """
@@ -51,29 +51,29 @@ GENERIC_NAMES = {
 
 
 def generic(request: Request, secret: str | None, number: str | None) -> Sms:
-    """JSON, a form or the query string, in the field names of GENERIC_NAMES."""
+    """JSON, a form or the query string, with the field names of GENERIC_NAMES."""
     given = _json(request) if request.is_json else request.values
     fields: dict[str, Any] = {}
     for field, names in GENERIC_NAMES.items():
         for name in names:
             if given.get(name) is not None:
                 fields.setdefault(field, given[name])
-    # A form sends fields without a value as empty; the text of an SMS may be empty
+    # A form sends unset fields as empty strings; the text of an SMS may be empty
     return read({k: v for k, v in fields.items() if v != "" or k == "sms_text"})
 
 
 def kannel(request: Request, secret: str | None, number: str | None) -> Sms:
     """A POST of the text itself, in the charset that Content-Type declares; or a GET with `text`.
 
-    Kannel user guide, "SMS-service group", post-url and get-url. `id` is %I, the same over
-    Kannel's retries.
+    Kannel user guide, "SMS-service group", post-url and get-url. `id` is %I, which stays the same
+    over Kannel's retries.
     """
     query = request.args
     data: bytes | None
     if request.method == "POST":
         data, charset = request.get_data(), request.mimetype_params.get("charset", "utf-8")
     else:
-        # Percent-encoded bytes of the charset that is named beside them (%C)
+        # Percent-encoded bytes in the charset given by `charset` (%C)
         raw = request.query_string.decode("latin-1")
         texts = parse_qs(raw, encoding="latin-1", keep_blank_values=True).get("text")
         data = texts[0].encode("latin-1") if texts else None
@@ -82,7 +82,7 @@ def kannel(request: Request, secret: str | None, number: str | None) -> Sms:
     return read({"phone_number": query.get("to"), "sms_text": text, "message_id": query.get("id")})
 
 
-# SMPP v3.4, 5.2.19, data_coding; all others are read as the default alphabet
+# SMPP v3.4, 5.2.19, data_coding; all others are decoded as the default alphabet
 JASMIN_CODINGS = {
     "3": "iso-8859-1",
     "5": "shift_jis",
@@ -97,8 +97,8 @@ JASMIN_CODINGS = {
 def jasmin(request: Request, secret: str | None, number: str | None) -> Sms:
     """A form; the text is read from `binary`, the bytes of the SMS in hex, as `coding` says.
 
-    Jasmin documentation, "Receiving SMS-MO". `content` holds the same bytes as if they were text,
-    which they seldom are. Parts of a long message that Jasmin does not join have an id each.
+    Jasmin documentation, "Receiving SMS-MO". `content` has the same bytes misread as text. Parts of
+    a long message that Jasmin does not join have an id each.
     """
     given = request.values
     text, charset = given.get("content"), JASMIN_CODINGS.get(given.get("coding", ""))
@@ -112,11 +112,11 @@ def jasmin(request: Request, secret: str | None, number: str | None) -> Sms:
 
 
 def twilio(request: Request, secret: str | None, number: str | None) -> Sms:
-    """A form, signed in X-Twilio-Signature where there is a secret (the account's auth token).
+    """A form, signed in X-Twilio-Signature if there is a secret (the account's auth token).
 
     https://www.twilio.com/docs/usage/security: base64 HMAC-SHA1 over the URL and the sorted
-    parameters. Twilio's https may have become http on its way through a proxy; and as in its own
-    libraries, the port may be in the signed URL or not.
+    parameters. A proxy may have turned Twilio's https into http; and as in Twilio's own libraries,
+    the signed URL may or may not include the port.
     """
     if secret:
         path = request.full_path if request.query_string else request.path
@@ -135,12 +135,11 @@ def twilio(request: Request, secret: str | None, number: str | None) -> Sms:
 
 
 def android_sms_gateway(request: Request, secret: str | None, number: str | None) -> Sms:
-    """A JSON envelope of the event `sms:received`; its `id` is the same over retries.
+    """A JSON envelope of the event `sms:received`; its `id` stays the same over retries.
 
     https://docs.sms-gate.app/features/webhooks: X-Signature is hex HMAC-SHA256 over body and
-    X-Timestamp. How old that is does not matter: a repeat is a duplicate. A phone
-    gives null for its own number, or what its SIM holds, often without the country: then it is
-    `number`.
+    X-Timestamp. The age does not matter: a replay is a duplicate. A phone sends null as its own
+    number, or what its SIM stores, often without the country code: `number` replaces both.
     """
     if secret:
         signed = request.get_data() + request.headers.get("X-Timestamp", "").encode()
@@ -167,7 +166,7 @@ def android_sms_gateway(request: Request, secret: str | None, number: str | None
 FORMATS = {
     "main-server": Gateway(
         main_server,
-        setup="Let the main server POST its otp_received webhooks to\n  URL",
+        setup="Have the main server POST its otp_received webhooks to\n  URL",
         signs=True,
     ),
     "generic": Gateway(
@@ -178,7 +177,7 @@ curl 'URL' -d to=447400849540 -d 'text=Your code is 493817' -d id=42""",
     "kannel": Gateway(
         kannel,
         get=True,
-        # Kannel sends an answer that is not empty to the sender as an SMS
+        # Kannel sends a non-empty answer back to the sender as an SMS
         answer=("", "text/plain"),
         setup="""\
 In kannel.conf (and in its `group = smsbox`: mo-recode = true, http-request-retry = 100):
@@ -209,7 +208,7 @@ In jcli, then name the connector in an MO route (morouter -a):
         answer=("<Response/>", "text/xml"),
         signs=True,
         setup="""\
-At the number, "A message comes in": Webhook, HTTP POST, and this URL (--secret is the auth token):
+On the number, "A message comes in": Webhook, HTTP POST, and this URL (--secret is the auth token):
 
   URL""",
     ),
@@ -217,7 +216,7 @@ At the number, "A message comes in": Webhook, HTTP POST, and this URL (--secret 
         android_sms_gateway,
         signs=True,
         setup="""\
-Register the webhook at the app's server (--secret is the app's signing key):
+Register the webhook with the app's server (--secret is the app's signing key):
 
   curl -X POST -u USER:PASSWORD https://api.sms-gate.app/3rdparty/v1/webhooks \\
     -H 'Content-Type: application/json' -d '{"event":"sms:received","url":"URL"}'""",

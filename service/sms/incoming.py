@@ -1,4 +1,4 @@
-"""One incoming SMS, whatever gateway it came from."""
+"""One incoming SMS, from whatever gateway."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -29,7 +29,7 @@ _SMS = SmsSchema(unknown=EXCLUDE)
 
 
 class Sms(NamedTuple):
-    """One incoming SMS; `digits` is the number it came to."""
+    """One incoming SMS; `digits` is the recipient's number."""
 
     digits: str
     sms_text: str
@@ -40,7 +40,7 @@ class Sms(NamedTuple):
 
 
 def read(fields: Mapping[str, Any]) -> Sms:
-    """The Sms in `fields`, of which None counts as missing; raises BadRequest."""
+    """The Sms in `fields`, where None counts as missing; raises BadRequest."""
     try:
         sms = _SMS.load({k: v for k, v in fields.items() if v is not None})
     except ValidationError as e:

@@ -1,4 +1,4 @@
-"""Taking in an SMS: duplicates, whose it is, its code, and the webhook that it fires."""
+"""Ingesting an SMS: duplicates, the holder of its number, its code, and its webhook."""
 
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
@@ -33,7 +33,7 @@ _HOLDING = (
 
 
 class _Stored(NamedTuple):
-    """A message that was stored now, or the earlier one that the SMS repeats."""
+    """The message as just stored, or the earlier one that the SMS duplicates."""
 
     message: models.Message
     is_duplicate: bool
@@ -43,10 +43,10 @@ class _Stored(NamedTuple):
 
 
 def ingest(sms: Sms, provider: str, source: str) -> dict[str, Any]:
-    """Store `sms`, then deliver its webhook; the answer's `data`.
+    """Store `sms`, then deliver its webhook; returns the answer's `data`.
 
-    `provider` is the name that users see; `source` tells the message ids of one gateway from
-    another's. The SMS and its delivery are committed together before the receiver is called.
+    `provider` is the name that users see; `source` keeps the message ids of gateways apart. The
+    SMS and its delivery are committed together before the receiver is called.
     """
     stored = _store_once(sms, provider, source)
     message, webhook = stored.message, stored.webhook
@@ -61,14 +61,14 @@ def ingest(sms: Sms, provider: str, source: str) -> dict[str, Any]:
         "matched": message.phone_number_id is not None,
         "duplicate": stored.is_duplicate,
         "otp_code": message.otp_code,
-        # A delivery that is dead will not be made by itself
+        # A dead delivery is not attempted again automatically
         "webhook": models.NO_WEBHOOK if webhook == models.DeliveryState.DEAD else webhook,
     }
 
 
 def _store_once(sms: Sms, provider: str, source: str) -> _Stored:
-    """The SMS, stored now or before: the database's unique key decides which of several is first,
-    since to look for a duplicate before storing would cost every SMS a query."""
+    """The SMS, stored now or earlier. The unique key decides which duplicate is first: looking for
+    duplicates before storing would cost every SMS a query."""
     id = sms.message_id
     key = sha256("id", source, id) if id else sha256("text", sms.digits, sms.sms_text)
     while True:
@@ -112,8 +112,8 @@ def _store(tx: Transaction, sms: Sms, provider: str, key: str) -> _Stored:
 
 
 def _find_first(tx: Transaction, sms: Sms, key: str) -> _Stored | None:
-    """The message that `sms` repeats; None if the duplicate window, which is for SMS without an id,
-    has passed: then the first one gives its key up."""
+    """The message that `sms` duplicates; None if the duplicate window (of an SMS without an id) has
+    passed: then the earlier message gives up its key."""
     query = select(models.Message).where(models.Message.dedupe_key == key)
     first = tx.session.scalar(query.options(selectinload(models.Message.deliveries)))
     if first is None:
@@ -127,12 +127,12 @@ def _find_first(tx: Transaction, sms: Sms, key: str) -> _Stored | None:
 def _holder(
     tx: Transaction, digits: str, at: datetime
 ) -> tuple[models.PhoneNumber, models.User] | tuple[None, None]:
-    """The assignment of the number in force at the time `at`, and its user."""
+    """The assignment of the number that was in force at the time `at`, and its user."""
     row = tx.session.execute(_HOLDING, {"digits": digits, "at": at}).first()
     return (row[0], row[1]) if row else (None, None)
 
 
 def _end_of_moment(time: datetime) -> datetime:
-    """A time in whole seconds, as SMS centres give it, means some time in that second: whoever got
-    the number in it has it by then."""
+    """A time in whole seconds, as SMS centres send it, may be anywhere in that second, so a number
+    assigned during that second counts as already assigned."""
     return time if time.microsecond else time + timedelta(seconds=1, microseconds=-1)

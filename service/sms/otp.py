@@ -1,4 +1,4 @@
-"""Finds the one-time code in an SMS: text in, the code and the rule that found it out."""
+"""Finds the one-time code in the text of an SMS, and says which rule found it."""
 
 import re
 from collections.abc import Iterator
@@ -7,21 +7,21 @@ from typing import NamedTuple
 from service.sms import words
 from service.sms.words import MAX_TEXT, Label, Labels, first_after, last_before
 
-# How sure a code is, from 100 for "code: 1234" down; below SURE, none is better than a wrong one
+# A code's score, at most 100, for "code: 1234"; below SURE, no code is better than a wrong one
 SURE = 40
-AFTER = 5  # less for a code that comes before its label
-PER_LETTER = 1.3  # less for each letter in between
-NAMED = 0.5  # of it, with "is" or a colon right before the code
-NEXT_SENTENCE = 50  # less when a sentence ends in between
-CLEAR_LEAD = 12  # by which the best must lead another code
+AFTER = 5  # subtracted if the code comes before its label
+PER_LETTER = 1.3  # subtracted for each letter in between
+NAMED = 0.5  # PER_LETTER is multiplied by this if "is" or a colon is right before the code
+NEXT_SENTENCE = 50  # subtracted if a sentence ends in between
+CLEAR_LEAD = 12  # how far the best code must lead the next
 
-DIRECT = 8  # letters between a label and what is right beside it: "code you need: 123"
-LINE = 20  # letters that still count before a code on a line of its own
-ENTERED = 6  # characters of a code that only a verb points to: "enter 493817"
-PHONE = 9  # digits from which it may be a phone number
-OTHER_REACH = 16  # characters from the end of "order" to a number that is the order's
+DIRECT = 8  # most letters between a label and a number right beside it: "code you need: 123"
+LINE = 20  # most characters that count before a code on its own line
+ENTERED = 6  # fewest characters of a code that only a verb points to: "enter 493817"
+PHONE = 9  # fewest digits that may be a phone number
+OTHER_REACH = 16  # most characters between "order" and the order's number
 
-# The rules, an example each; what the provider itself named as the code is `given`
+# The rules, with an example each; a code that the provider sent has the rule `given`
 RULES = {
     "origin-bound": "Your code is 747723.\n\n@example.com #747723",
     "keyword-before": "Your code is 493817",
@@ -29,8 +29,8 @@ RULES = {
     "alone": "493817",
 }
 
-# What is no code whatever stands around it, an example each; words are in otp_words.toml.
-# So that the time stays linear, nothing repeats without a bound but \S and what is fixed.
+# What is never a code, with an example each; words are in otp_words.toml. To keep the time
+# linear, every repetition has a bound, except \S and fixed strings.
 MASKS = {
     "https://x.io/c?code=493817": r"\b[a-z]{2,10}://\S+|\bwww\.\S+",
     "x.io/493817": r"(?<![\w@.-])(?:[a-z0-9-]{1,40}\.){1,4}[a-z]{2,10}/\S*",
@@ -59,17 +59,17 @@ _ORIGIN_BOUND = re.compile(
     r"^@[\w.-]{1,253} #([a-z0-9]{3,10}|[a-z0-9]{2,5}-[a-z0-9]{2,5})(?: [%@]\S+)?\s*\Z",
     re.MULTILINE | re.IGNORECASE | re.ASCII,
 )
-# FA+9qCX9VSu, and not the word "engangskode"
+# FA+9qCX9VSu, but not the word "engangskode"
 _RETRIEVER_HASH = re.compile(r"\s(?![A-Za-z][a-z]{10}|[A-Z]{11})[A-Za-z0-9+/]{11}\s*\Z")
 _CANDIDATE = re.compile(
     # AB12CD, AB1-2CD
     r"(?<![A-Za-z0-9_/@&+.-])(?P<mixed>(?=[A-Z]{1,9}\d|[a-z]{1,9}\d|\d{1,9}[A-Za-z])"
     r"[A-Za-z0-9]{2,10}(?:-[A-Z0-9]{2,6})?)(?![A-Za-z0-9_/@=-]|\.\w)"
-    # G-493817: the service's letter is no part of the code
+    # G-493817: the service's letter is not part of the code
     r"|(?:(?<![\w/@&+-])[A-Z]{1,2}-(?P<prefixed>\d{4,8})"
     # 493817, 493-817, 4 9 3 8 1 7
     r"|(?<![A-Za-z0-9_/@&])(?<!\d[.,:])(?P<digits>\d+(?:[ -]\d+)*))"
-    # Some languages hang a suffix on: 493817-dir
+    # Some languages append a suffix: 493817-dir
     r"(?![A-Z0-9_/@=]|[.,:]\d|-[A-Z0-9])"
 )
 _DATE = re.compile(r"(?:19|20)\d\d(?:(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01]))?")  # 2025, 20250604
@@ -82,14 +82,14 @@ _CLOSING = " \"'»“”’)]}>*-–」』】"
 
 
 class Found(NamedTuple):
-    """A code, 3 to 10 ASCII digits and letters, and which of RULES decided."""
+    """A code of 3 to 10 ASCII digits and letters, and the rule that found it (one of RULES)."""
 
     code: str
     rule: str
 
 
 def extract(text: str) -> Found | None:
-    """The one-time code in `text` as a Found, or None when there is none or it is not clear which.
+    """The one-time code in `text` as a Found, or None if there is none or it is ambiguous.
 
     Origin-bound codes: https://wicg.github.io/sms-one-time-codes/. The prefix and the hash of
     the SMS Retriever: https://developers.google.com/identity/sms-retriever/verify.
@@ -98,7 +98,7 @@ def extract(text: str) -> Found | None:
     if bound := _ORIGIN_BOUND.search(text):
         return Found(bound[1].replace("-", ""), "origin-bound")
     text = _RETRIEVER_HASH.sub("", text.removeprefix("<#>"))
-    # Equally long, so that what is looked for in small letters has the same place in `text`
+    # Same length, so that positions in `small` are positions in `text`
     small = text.lower()
     percent = "%" in small
     small = _MASK.sub(lambda mask: "¦" * len(mask[0]), small)
@@ -125,13 +125,13 @@ def extract(text: str) -> Found | None:
 
 
 def _sender(text: str, labels: list[Label]) -> str:
-    """What a message begins with that is no code: 【51job】, but not 【Code: 493817】."""
+    """The bracketed sender that a message begins with: 【51job】, but not 【Code: 493817】."""
     sender, label = _SENDER.match(text), first_after(labels, 0)
     return sender[0] if sender and not (label and label.start < sender.end()) else ""
 
 
 def _codes(match: re.Match[str], promo: bool) -> Iterator[tuple[str, bool]]:
-    """(code, whether it needs a label right beside it) of a candidate; nothing when it is none."""
+    """(code, whether it needs a label right beside it) of a candidate; empty if it is no code."""
     if match["prefixed"]:
         yield match["prefixed"], False
     elif match["mixed"]:
@@ -155,7 +155,7 @@ def _codes(match: re.Match[str], promo: bool) -> Iterator[tuple[str, bool]]:
 def _score(
     text: str, start: int, end: int, labels: Labels, needs_direct: bool
 ) -> tuple[float, str]:
-    """(how sure it is from 0 to 100 that text[start:end] is a code, by which rule)."""
+    """(the score from 0 to 100 of text[start:end] as a code, the rule)."""
     before, after = last_before(labels["code"], start), first_after(labels["code"], end)
     name_end = _name_end(text, start, labels["is"])
     if (
@@ -179,7 +179,7 @@ def _score(
 
 
 def _name_end(text: str, start: int, joints: list[Label]) -> int | None:
-    """Where the name ends that "is" or a colon joins to what is at `start`; None without one."""
+    """Where the name ends that "is" or a colon joins to the number at `start`; None if neither."""
     opened = len(text[:start].rstrip(_OPENING))
     if text[opened - 1 : opened] in (":", "="):
         return opened - 1
@@ -203,7 +203,7 @@ def _counts_units(text: str, start: int, end: int, labels: Labels) -> bool:
 def _is_address(
     text: str, start: int, end: int, labels: Labels, before: Label | None, name_end: int | None
 ) -> bool:
-    """Whether it is a number that something is sent to or from: sent to 4155550132."""
+    """Whether it is a number that a message goes to or comes from: sent to 4155550132."""
     name = text[before.end : start if name_end is None else name_end] if before else ""
     if _letters(name) and sum(map(str.isdigit, text[start:end])) >= PHONE:
         return True  # not just "code is 1234567890"
@@ -213,7 +213,7 @@ def _is_address(
 def _is_of_another(
     text: str, start: int, end: int, labels: Labels, before: Label | None, name_end: int | None
 ) -> bool:
-    """Whether a word like "order", nearer than the code's label, says whose number it is."""
+    """Whether a word like "order", nearer than the code's label, claims the number."""
     other, at = last_before(labels["other"], start), first_after(labels["other"], start)
     if at and at.start == start:  # CVV2
         return True
@@ -237,7 +237,7 @@ def _is_of_another(
 
 
 def _is_beside(text: str, start: int, end: int, labels: Labels, kind: str) -> bool:
-    """Whether a word of the kind is right beside text[start:end], on the side where it belongs."""
+    """Whether a word of this kind is right beside text[start:end], on its proper side."""
     before, after = last_before(labels[kind], start), first_after(labels[f"...{kind}"], end)
     return bool(
         (before and not text[before.end : start].strip(_OPENING))
@@ -254,5 +254,5 @@ def _closeness(gap: str, needs_direct: bool, named: bool = False) -> float:
 
 
 def _letters(gap: str) -> int:
-    """How many letters; those of scripts without spaces say more and count for more."""
+    """The number of letters; those of scripts without spaces say more and count three times."""
     return sum(char.isalpha() + 2 * bool(words.NO_SPACES.match(char)) for char in gap)

@@ -1,4 +1,4 @@
-"""The SMS gateways in use: added, found by their key, disabled."""
+"""The SMS gateways in use: added, and found by their key."""
 
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ _PROVIDER = select(Provider).where(Provider.key_hash == bindparam("key_hash"))
 
 
 class Source(NamedTuple):
-    """Where an SMS comes from: how it is read, and what keeps apart the ids of two gateways.
+    """Where an SMS comes from, and how it is read; `id` keeps the message ids of gateways apart.
 
     `name` is what users see; None for the main server, whose SMS name their provider.
     """
@@ -30,7 +30,7 @@ class Source(NamedTuple):
     name: str | None
 
     def name_of(self, sms: Sms) -> str:
-        """The provider that users see for this SMS."""
+        """The provider name that users see for this SMS."""
         return self.name or sms.provider or "main-server"
 
 

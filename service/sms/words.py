@@ -1,4 +1,4 @@
-"""The words around a code: a text made plain, and the labels of otp_words.toml found in it."""
+"""The words around a code: normalizes a text and finds the labels of otp_words.toml in it."""
 
 import re
 import tomllib
@@ -10,15 +10,15 @@ from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
-MAX_TEXT = 1600  # characters that are read: ten SMS
+MAX_TEXT = 1600  # how many characters are read: ten SMS
 NO_SPACES = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3040-\ud7ff]")
-# What no decomposition knows; and a comma that must not look like the one of "1,5" afterwards
+# Letters that NFKD does not decompose; and a comma that must not become the one in "1,5"
 _LETTERS = str.maketrans("ıłøđðŁØĐÐ，", "iloddLODD、", "ـ")
 _start, _end = attrgetter("start"), attrgetter("end")
 
 
 class Label(NamedTuple):
-    """A word of otp_words.toml at its place in a text."""
+    """The position of a word of otp_words.toml in a text."""
 
     start: int
     end: int
@@ -32,9 +32,9 @@ Index = defaultdict[str, set[tuple[str, str, bool]]]
 
 
 def fold(text: str) -> str:
-    """Compatibility forms, accents, vowel signs, invisible characters and digits made plain."""
+    """Normalize compatibility forms and digits; drop accents, vowel signs, invisible characters."""
     plain = []
-    # One of Korean or Vietnamese is three, once decomposed
+    # A Korean or Vietnamese character decomposes into up to three
     for char in unicodedata.normalize("NFKD", text.translate(_LETTERS))[: 3 * MAX_TEXT]:
         if char.isdecimal():
             plain.append(str(unicodedata.decimal(char)))
@@ -48,9 +48,9 @@ def fold(text: str) -> str:
 
 
 def find_labels(text: str) -> Labels:
-    """{kind: [Label]} of all words of otp_words.toml in folded small letters."""
+    """{kind: [Label]} of all words of otp_words.toml in a folded, lowercase text."""
     found: Labels = defaultdict(list)
-    tail = Label(0, 0)  # the rest of a word, looked at once however many words are in it
+    tail = Label(0, 0)  # the rest of a word, scanned once however many labels are in it
     for place in range(len(text)):
         for kind, (word, any_after) in _longest(text, place).items():
             end = place + len(word)
@@ -58,7 +58,7 @@ def find_labels(text: str) -> Labels:
                 if not tail.start <= end <= tail.end:
                     tail = Label(end, _word_end(text, end))
                 end = tail.end
-            # None inside another of its kind, so that starts and ends both ascend
+            # No label lies inside another of its kind, so both starts and ends ascend
             if not found[kind] or end > found[kind][-1].end:
                 found[kind].append(Label(place, end))
     for outer, inner in (("code", "other"), ("other", "code")):
@@ -120,8 +120,8 @@ def _word_end(text: str, place: int) -> int:
 
 
 def _load(path: Path) -> dict[bool, Index]:
-    """The index of words found at the start of a word (False), and of those, marked with a star at
-    their beginning, that are found inside one, too (True)."""
+    """The index of words that are found at the start of a word (False), and of those, with a
+    leading star, that are also found inside one (True)."""
     index: dict[bool, Index] = {False: defaultdict(set), True: defaultdict(set)}
     for language, kinds in tomllib.loads(path.read_text("utf-8")).items():
         for kind, words in kinds.items():
