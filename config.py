@@ -14,19 +14,19 @@ from sqlalchemy.exc import ArgumentError
 
 
 class ConfigError(Exception):
-    """A setting has a value that cannot be used; the sentence names the setting."""
+    """A setting has an unusable value; the message names the setting."""
 
 
 class Config:
     """Settings from `env` (a mapping of strings); raises ConfigError for a bad value.
 
-    A variable that is set but empty counts as not set, as PaaS dashboards leave them.
+    An empty variable counts as not set: PaaS dashboards leave such.
     """
 
     def __init__(self, env: Mapping[str, str]) -> None:
         read = _Reader(env)
 
-        # Database: SQLite (a relative name is in instance/) or MySQL, as PaaS add-ons spell it
+        # Database: SQLite (a relative name is in instance/) or MySQL, in any notation of add-ons
         url = read.first(DATABASE_VARIABLES) or "sqlite:///service.sqlite3"
         self.SQLALCHEMY_DATABASE_URI, self.SQLALCHEMY_ENGINE_OPTIONS, hosts = database(url)
         # ... the nodes of a cluster, as (name, port); the URL has the first
@@ -39,16 +39,16 @@ class Config:
         self.MAIN_SERVER_USER_ID = read.optional_integer("MAIN_SERVER_USER_ID", 1)
         # ... `whsec_…`: when set, the main server's OTPs must be signed with it
         self.MAIN_SERVER_WEBHOOK_SECRET = read.webhook_secret("MAIN_SERVER_WEBHOOK_SECRET")
-        # ... total seconds one call to it may take
+        # ... the total seconds that a call to it may take
         self.UPSTREAM_TIMEOUT = read.seconds("UPSTREAM_TIMEOUT", 10)
-        # ... seconds that its country list is kept (0 = not at all)
+        # ... how many seconds its country list is cached (0 = not at all)
         self.INIT_CACHE_SECONDS = read.seconds("INIT_CACHE_SECONDS", 60, zero=True)
 
-        # Webhooks: total seconds of one try
+        # Webhooks: the total seconds of one attempt
         self.WEBHOOK_TIMEOUT = read.seconds("WEBHOOK_TIMEOUT", 5)
         # ... plain http refused
         self.WEBHOOK_REQUIRE_HTTPS = read.envbool("WEBHOOK_REQUIRE_HTTPS", True)
-        # ... networks that may be called although they are not public, as CIDRs
+        # ... non-public networks that webhooks may reach, as CIDRs
         self.WEBHOOK_ALLOWED_NETWORKS = read.networks("WEBHOOK_ALLOWED_NETWORKS")
 
         # Web: signs browser sessions, encrypts webhook secrets
@@ -56,7 +56,7 @@ class Config:
         # ... how many proxies in front set X-Forwarded-*
         self.TRUSTED_PROXIES = read.integer("TRUSTED_PROXIES", 0, 0, 10)
 
-        # Housekeeping: days that messages and logs of deliveries are kept
+        # Housekeeping: how many days messages and delivery logs are kept
         self.RETENTION_DAYS = read.integer("RETENTION_DAYS", 30, 1, 3650)
         # ... what is logged: DEBUG, INFO, WARNING or ERROR
         self.LOG_LEVEL = read.choice("LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR"))
@@ -68,7 +68,7 @@ class Config:
 
     @classmethod
     def from_environment(cls) -> "Config":
-        """The process's own settings; `.env` beside this file fills what is not set."""
+        """The settings of this process; `.env` beside this file supplies what is not set."""
         load_dotenv(Path(__file__).with_name(".env"))
         return cls(os.environ)
 
@@ -120,14 +120,14 @@ def database(text: str) -> tuple[URL | str, dict[str, Any], list[tuple[str, int]
     options: dict[str, Any] = {
         "connect_args": connect,
         "isolation_level": "READ COMMITTED",
-        "pool_recycle": 280,  # add-ons close what has been idle for 5 minutes
+        "pool_recycle": 280,  # add-ons close connections that are idle for 5 minutes
         "pool_reset_on_return": None,  # every session ends its transaction itself
     } | POOL
     return url.set(drivername="mysql+pymysql", query={}), options, hosts
 
 
 def _nodes(text: str) -> list[URL]:
-    """The URL once for each of its comma-separated hosts."""
+    """One URL for each of the comma-separated hosts."""
     scheme, _, rest = text.partition("://")
     authority, slash, path = rest.partition("/")
     user, at, hosts = authority.rpartition("@")

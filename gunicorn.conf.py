@@ -1,4 +1,4 @@
-"""How gunicorn serves the app: `gunicorn wsgi:app`; the numbers come from the settings."""
+"""How gunicorn serves the app: `gunicorn wsgi:app`; the numbers come from config.py."""
 
 import socket
 import struct
@@ -51,7 +51,7 @@ threads = settings.THREADS
 # A call waits for the main server, or for a webhook's receiver, and then answers
 timeout = int(2 * settings.UPSTREAM_TIMEOUT + settings.WEBHOOK_TIMEOUT) + 30
 graceful_timeout = timeout
-# Longer than a PaaS router keeps its connections, so that it is never us who closes one
+# Longer than a PaaS router keeps its connections, so that the router closes them first
 keepalive = 95
 max_requests = 10000
 max_requests_jitter = 1000
@@ -61,7 +61,7 @@ control_socket_disable = True
 limit_request_line = 8190
 
 accesslog = "-"
-# No query string: its values are the users'; keys in the path are masked by the formatter
+# No query string: it holds users' values; the formatter masks keys in the path
 access_log_format = (
     'event=request method=%(m)s path="%(U)s" status=%(s)s us=%(D)s id=%({x-request-id}o)s'
 )

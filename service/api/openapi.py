@@ -15,7 +15,7 @@ from service.auth import UserIdQuery
 from service.fields import Digits, Moment, Phone, Text
 from service.upstream import InitSchema
 
-# A declared error, or (status, message); and when it is the answer
+# A declared error, or (status, message); and when it is returned
 Failure = tuple[type[errors.ApiError] | tuple[int | str, str], str]
 
 
@@ -110,7 +110,7 @@ WEBHOOK: dict[str, Any] = {
     },
 }
 
-# gunicorn's own answer, before the request is ours
+# gunicorn's own answer, before the request reaches the service
 TOO_LONG: dict[str, Any] = {
     "414": {"description": "more than 4,094 bytes of URL", "content": {"text/html": {}}}
 }
@@ -241,7 +241,7 @@ def _operation(endpoint: Endpoint, converter: Any) -> dict[str, Any]:
     parameters = [*endpoint.headers]
     for schema in endpoint.query:
         parameters += converter.schema2parameters(schema(), location="query")
-    # An empty one counts as missing
+    # An empty parameter counts as missing
     parameters = [p | {"allowEmptyValue": True} if p["in"] == "query" else p for p in parameters]
     answer = _object(status={"const": "success"}, data=endpoint.answer)
     operation = {

@@ -20,7 +20,7 @@ from service.sms import ingestion, providers
 
 bp = Blueprint("api", __name__)
 _GET_NUMBER = schemas.GetNumberQuery()
-# The answer when an endpoint meets an unforeseen error
+# What an endpoint returns for an unexpected error
 UNFORESEEN = {"api.get_number": errors.UnableToGetNumber}
 View = TypeVar("View", bound=Callable[..., Any])
 
@@ -29,7 +29,7 @@ def keyed(rule: str, **options: Any) -> Callable[[View], View]:
     """Route `rule` with the key as its last part, and without it for a key in the headers."""
 
     def decorate(view: View) -> View:
-        for path in (rule, f"{rule}/", f"{rule}/<path:key>"):  # a key may have slashes in it
+        for path in (rule, f"{rule}/", f"{rule}/<path:key>"):  # a key may contain slashes
             bp.add_url_rule(path, view_func=view, **options)
         return view
 
@@ -60,7 +60,7 @@ def init(key: str | None = None) -> dict[str, Any]:
 def get_number(key: str | None = None) -> dict[str, Any]:
     """A number from the main server, assigned to the user."""
     if request.method != "GET" or "prefetch" in _purpose():
-        raise MethodNotAllowed(["GET"])  # a HEAD or a prefetch must not cost a number
+        raise MethodNotAllowed(["GET"])  # a HEAD or a prefetch must not use up a number
     user = auth.calling_user(key)
     auth.require_active_manager(user)
     query = load_query(_GET_NUMBER, request.args)
@@ -112,7 +112,7 @@ def messages(key: str | None = None) -> dict[str, Any]:
 
 @keyed("/api/summary")
 def summary(key: str | None = None) -> dict[str, Any]:
-    """The user's counts: in all, and of each day (UTC)."""
+    """The user's counts: in total and per day (UTC)."""
     user = auth.calling_user(key)
     counts = history.summary(user, **load_query(schemas.SummaryQuery(), request.args))
     return success(schemas.SummarySchema().dump(counts))
@@ -120,7 +120,7 @@ def summary(key: str | None = None) -> dict[str, Any]:
 
 @bp.get("/healthz")
 def healthz() -> dict[str, Any]:
-    """Whether the database answers and its schema is this version's; needs no key."""
+    """Whether the database answers and its schema is current; needs no key."""
     try:
         current = schema.is_current()
     except SQLAlchemyError as e:
@@ -146,7 +146,7 @@ def _purpose() -> str:
 
 
 def _refuse_cut_body() -> None:
-    """Werkzeug silently cuts a body without a Content-Length at the limit; refuse it instead."""
+    """Refuse a body without Content-Length that reaches the limit, at which Werkzeug cuts it."""
     limit = current_app.config["MAX_CONTENT_LENGTH"]
     if request.content_length is None and len(request.get_data()) >= limit:
         raise RequestEntityTooLarge
@@ -165,7 +165,7 @@ def serves(request: Request) -> bool:
 
 
 def answer_error(error: Exception) -> Any:
-    """Any exception of a request as the documented JSON."""
+    """Turn any exception into the documented JSON."""
     if isinstance(error, HTTPException):
         response = error.get_response()
         body = jsonify(status="error", message=error.description or error.name)

@@ -1,4 +1,4 @@
-"""The shapes of what callers send and receive; shape only, no queries."""
+"""The schemas of requests and responses; they check shape only and run no queries."""
 
 from marshmallow import Schema, fields, validate
 
@@ -59,7 +59,7 @@ class NumberSchema(Schema):
 
 
 class MessageSchema(Schema):
-    """An SMS of a user; `webhook` says what became of its delivery."""
+    """An SMS of a user; `webhook` is the state of its delivery."""
 
     id = fields.Integer()
     phone_number = Phone(attribute="digits")
@@ -111,7 +111,7 @@ class HealthSchema(Schema):
 
 
 class CountsSchema(Schema):
-    """What was counted."""
+    """The counts."""
 
     numbers = fields.Integer()
     sms = fields.Integer()
@@ -120,13 +120,13 @@ class CountsSchema(Schema):
 
 
 class DaySchema(CountsSchema):
-    """What was counted on one day (UTC)."""
+    """The counts of one day (UTC)."""
 
     day = fields.Date()
 
 
 class SummarySchema(Schema):
-    """A user's counts: all there ever were, and of each of the last days, oldest first."""
+    """A user's counts: in total, and for each of the last days, oldest first."""
 
     totals = fields.Nested(CountsSchema)
     days = fields.List(fields.Nested(DaySchema))

@@ -16,12 +16,12 @@ from service.webhooks import queue
 
 
 def run() -> list[str]:
-    """The sentences of all checks; empty when all is well."""
+    """The findings of all checks; empty if there is nothing to report."""
     return [sentence for check in CHECKS for sentence in check()]
 
 
 def main_server() -> Iterator[str]:
-    """Asks the main server for its countries: a real call with the real key."""
+    """Ask the main server for its countries: a real call with the real key."""
     try:
         upstream.init()
     except upstream.NotConfigured:
@@ -43,7 +43,7 @@ def secret_key() -> Iterator[str]:
 
 
 def schema() -> Iterator[str]:
-    """The database answers, and its schema is this version's."""
+    """The database answers, and its schema is current."""
     try:
         if not is_current():
             yield "the database schema is not current: run `flask db upgrade`"
@@ -52,20 +52,20 @@ def schema() -> Iterator[str]:
 
 
 def lasting_disk() -> Iterator[str]:
-    """A PaaS dyno's disk is thrown away with the dyno (DYNO: Heroku and its like)."""
+    """A PaaS discards a dyno's disk with the dyno (DYNO is set on Heroku and similar)."""
     if db.engine.dialect.name == "sqlite" and os.environ.get("DYNO"):
         yield "the database is SQLite on a disk that this platform throws away: set DATABASE_URL"
 
 
 def connections() -> Iterator[str]:
-    """All processes' pools together fit into what the database server allows."""
+    """The pools of all processes fit into the database server's limit."""
     if db.engine.dialect.name == "sqlite":
         return
     limits = "SELECT @@max_connections, @@max_user_connections"
     try:
         allowed = min(limit for limit in db.session.execute(text(limits)).one() if limit)
     except SQLAlchemyError:
-        return  # schema() says so
+        return  # reported by schema()
     finally:
         db.session.rollback()
     processes = current_app.config["WEB_CONCURRENCY"] + 1
@@ -82,7 +82,7 @@ def due_deliveries() -> Iterator[str]:
     try:
         late = queue.due_count(late=timedelta(minutes=1))
     except SQLAlchemyError:
-        return  # schema() says so
+        return  # reported by schema()
     finally:
         db.session.rollback()
     if late:

@@ -1,4 +1,4 @@
-"""How the commands print: JSON, or lines for people."""
+"""How the commands print their output: as JSON, or as readable lines."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ Row = Mapping[str, Any]
 
 
 def show(data: Row | Sequence[Row], as_json: bool) -> None:
-    """Print a dict or a list of dicts: as JSON, or as lines that a person reads."""
+    """Print a dict or a list of dicts, as JSON or as readable lines."""
     if as_json:
         click.echo(json.dumps(data, default=str))
         return
@@ -26,6 +26,6 @@ def show(data: Row | Sequence[Row], as_json: bool) -> None:
 
 
 def row_of(record: Base, *names: str) -> dict[str, Any]:
-    """The columns of a record as a row to show; `title=column` gives one another title."""
+    """Columns of a record as a row to show; `title=column` renames a column."""
     pairs = [(name.split("=")[0], name.split("=")[-1]) for name in names]
     return {title: getattr(record, column) for title, column in pairs}

@@ -72,7 +72,7 @@ def providers_list(as_json: bool) -> None:
 @click.argument("provider")
 @as_json
 def providers_disable(provider: str, as_json: bool) -> None:
-    """Refuse a gateway (its name or id) from now on."""
+    """Disable a gateway, given by name or id: its requests are refused."""
     show(provider_row(transact(_disable, provider)), as_json)
 
 

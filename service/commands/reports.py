@@ -1,4 +1,4 @@
-"""flask summary: what was counted."""
+"""flask summary: the counts."""
 
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
@@ -29,9 +29,9 @@ SILENT = ("without_sms", "share_without_sms")
 @as_json
 @with_appcontext
 def summary(days: int, sort: str, as_json: bool) -> None:
-    """Count numbers, SMS, OTPs and webhooks: in all, per day, and per user.
+    """Count numbers, SMS, OTPs and webhooks: in total, per day, and per user.
 
-    A user whose numbers never receive an SMS, a high share_without_sms, does not use them for OTPs.
+    A high share_without_sms means that a user does not use the numbers for OTPs.
     """
     since = utcnow().date() - timedelta(days=days - 1)
     users = _with_silent(_totals(models.UserSummary, since, models.COUNTERS, "user_id"), since)
@@ -87,7 +87,7 @@ def _with_silent(rows: list[dict[str, Any]], since: date) -> list[dict[str, Any]
 
 
 def _states() -> dict[str, int]:
-    """How many numbers and deliveries are in each state, so that none is out of sight."""
+    """How many numbers and deliveries are in each state, so that none goes unnoticed."""
     states: dict[str, int] = {}
     for model in (models.PhoneNumber, models.Delivery):
         counted = _pairs(select(model.state, func.count()).group_by(model.state))

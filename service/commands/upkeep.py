@@ -1,4 +1,4 @@
-"""flask purge, doctor, demo: keeping a deployment clean and well."""
+"""flask purge, doctor, demo: keeping a deployment clean and healthy."""
 
 from datetime import timedelta
 
@@ -36,7 +36,7 @@ def purge(as_json: bool) -> None:
 
 
 def _purge(model: type[Attempt | Delivery | Message], is_old: ColumnElement[bool]) -> int:
-    """Delete the rows in batches, each a short transaction of its own; how many."""
+    """Delete the rows in batches, each in its own short transaction; returns their number."""
     total = 0
     while True:
         ids = list(db.session.scalars(select(model.id).where(is_old).limit(PURGE_BATCH)))
@@ -56,7 +56,7 @@ def _delete(tx: Transaction, model: type[Attempt | Delivery | Message], ids: lis
 @as_json
 @with_appcontext
 def doctor(as_json: bool) -> None:
-    """Say what is misconfigured; exits 1 when anything is."""
+    """Report what is misconfigured; exits 1 if anything is."""
     findings = checks.run()
     if as_json:
         show({"ok": not findings, "problems": findings}, True)
@@ -74,6 +74,6 @@ def doctor(as_json: bool) -> None:
 @with_appcontext
 def demo(once: bool, port: int | None) -> None:
     """Run the service with a sandbox main server and a webhook receiver, all on this machine."""
-    from service import demo as demo_module  # the sandbox is no part of a production process
+    from service import demo as demo_module  # production processes never load the sandbox
 
     raise SystemExit(demo_module.run(once, current_app.config["PORT"] if port is None else port))

@@ -21,7 +21,7 @@ users = AppGroup("users", help="The people who hold an API key.")
 
 
 def check_webhook_url(url: str | None) -> None:
-    """Refuse a URL that webhooks may not be sent to; looks its host up, so in no transaction."""
+    """Refuse a forbidden webhook URL; this resolves its host, so call it outside transactions."""
     try:
         if url is not None and url != "none":
             guard.check_url(url)
@@ -30,7 +30,7 @@ def check_webhook_url(url: str | None) -> None:
 
 
 def find_user(tx: Transaction, user_id: str) -> User:
-    """The user with that id, as typed; raises BadParameter."""
+    """The user with the id that was typed; raises BadParameter."""
     user = tx.session.get(User, int(user_id[:18])) if user_id.isdecimal() else None
     if not user:
         raise click.BadParameter(f"there is no user {user_id}")
@@ -61,7 +61,7 @@ def apply(
     active: bool | None = None,
     approved: bool | None = None,
 ) -> None:
-    """Write the options that were given to a user of this transaction; raises BadParameter."""
+    """Set the given options of a user of `tx`; raises BadParameter."""
     if manager is not None:
         user.manager_id = None if manager == "none" else find_user(tx, manager).id
     if webhook_url is not None:
@@ -88,7 +88,7 @@ def user_row(user: User) -> dict[str, Any]:
 @user_options
 @as_json
 def users_add(name: str, pending: bool, inactive: bool, as_json: bool, **options: Any) -> None:
-    """Add a user; the API key and the webhook secret are shown this once."""
+    """Add a user; the API key and the webhook secret are shown only now."""
     check_webhook_url(options["webhook_url"])
     user, key, secret = transact(_add, name, not inactive, not pending, options)
     show(user_row(user) | {"api_key": key, "webhook_secret": secret}, as_json)
@@ -131,7 +131,7 @@ def users_list(as_json: bool) -> None:
 @click.argument("user_id", metavar="ID")
 @as_json
 def users_rotate_key(user_id: str, as_json: bool) -> None:
-    """Give a user a new API key, shown this once; the old one stops working at once."""
+    """Replace a user's API key; the new one is shown only now, the old one stops at once."""
     key = new_key("usr")
     show({"id": transact(_set_key, user_id, sha256(key)), "api_key": key}, as_json)
 
@@ -146,7 +146,7 @@ def _set_key(tx: Transaction, user_id: str, key_hash: str) -> int:
 @click.argument("user_id", metavar="ID")
 @as_json
 def users_rotate_secret(user_id: str, as_json: bool) -> None:
-    """Give a user a new webhook secret, shown this once; both sign for 24 hours."""
+    """Replace a user's webhook secret, shown only now; both sign for 24 hours."""
     secret = new_secret()
     show({"id": transact(_set_secret, user_id, secret), "webhook_secret": secret}, as_json)
 

@@ -26,7 +26,7 @@ PROGRESS_SECONDS = 2
 @click.option("--threads", type=click.IntRange(1, 64), default=8, show_default=True)
 @as_json
 def webhooks_deliver(watch: bool, threads: int, as_json: bool) -> None:
-    """Deliver what is due; without --watch, until nothing is."""
+    """Deliver what is due, until nothing is; with --watch, run until SIGTERM."""
     stop, lock = threading.Event(), threading.Lock()
     done = {"delivered": 0, "pending": 0, "dead": 0}
     last_shown = time.monotonic()

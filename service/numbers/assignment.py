@@ -1,4 +1,4 @@
-"""Getting a number for a user: reserved, asked of the main server, recorded."""
+"""Getting a number for a user: reserve, ask the main server, record."""
 
 import contextlib
 import logging
@@ -18,7 +18,7 @@ from service.logs import event
 from service.numbers.formats import NumberFormat, phone_code_of
 from service.numbers.reservation import reserve, upstream_key
 
-# Compiled once, past the ORM: what every call writes
+# Compiled once, without the ORM: the statements of every call
 _NUMBERS, _OPERATOR = PhoneNumber.table(), Operator.table()
 _THIS = _NUMBERS.c.id == bindparam("row_id")
 _FILL = update(_NUMBERS).where(_THIS, _NUMBERS.c.state != NumberState.ASSIGNED)
@@ -42,10 +42,10 @@ def get_number(
     number_format: str,
     idempotency_key: str | None,
 ) -> Assigned:
-    """A number for `user`, new or the one that the Idempotency-Key got before.
+    """A number for `user`: a new one, or the one that the Idempotency-Key got before.
 
-    The row is made first and holds the user's limit and Idempotency-Key, so that neither a
-    concurrent call nor a crash can get round them; no transaction is open while the main
+    The row is created first and holds the user's limit and Idempotency-Key, so that neither a
+    concurrent call nor a crash can bypass them; no transaction is open while the main
     server is asked. Raises the errors of GET /api/get-number.
     """
     row = reserve(user, country_id, operator_id, idempotency_key)
@@ -69,7 +69,7 @@ def get_number(
 
 
 def _give_up(row: PhoneNumber, error: upstream.UpstreamError, fields: dict[str, Any]) -> None:
-    """Record that no number came: the row goes, unless the main server may have granted one."""
+    """Delete the row, or mark it unknown if the main server may have granted a number."""
     if error.granted:
         event("number_unknown", logging.WARNING, exc_info=True, **fields)
         transact(_run, _MARK_UNKNOWN, row)
@@ -90,7 +90,7 @@ def _record(
     try:
         transact(_assign, row, changes, grant.operators)
     except Exception as e:
-        # Granted, but nowhere recorded: this line is all that is left to find it by
+        # Granted but not recorded: this line is the only trace of the number
         event("number_not_recorded", logging.CRITICAL, exc_info=True,
               phone_number=f"+{grant.digits}", **fields)  # fmt: skip
         with contextlib.suppress(DBAPIError):
@@ -112,14 +112,14 @@ def _assign(
         filled = tx.session.get(PhoneNumber, row.id, populate_existing=True)
         if filled is None or filled.digits != changes["digits"]:
             raise LookupError("another call with the same Idempotency-Key has filled the row")
-        return  # committed already: the connection was lost before we heard of it
+        return  # committed already: the connection was lost before the confirmation arrived
     _sync_operators(tx, operators, changes["assigned_at"])
     tx.count(row.user_id, changes["assigned_at"], numbers=1)
 
 
 def _sync_operators(tx: Transaction, operators: list[dict[str, Any]], now: datetime) -> None:
-    """Upsert the main server's operators; unchanged ones are not written, since every call
-    brings the same."""
+    """Upsert the main server's operators; unchanged ones are skipped, since every call brings the
+    same ones."""
     new = {operator["id"]: operator for operator in operators}
     old = {row.id: row for row in tx.execute(_OPERATORS, {"ids": list(new)})} if new else {}
     for id, operator in sorted(new.items()):

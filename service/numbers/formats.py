@@ -1,4 +1,4 @@
-"""How a phone number is written: full, national, remove_plus."""
+"""The formats of a phone number: full, national, remove_plus."""
 
 import re
 from enum import StrEnum
@@ -8,7 +8,7 @@ from service.errors import CountriesUnavailable
 
 
 class NumberFormat(StrEnum):
-    """The three formats, with an example each in the pages."""
+    """The three formats; the edit page shows an example of each."""
 
     FULL = "full"
     NATIONAL = "national"

@@ -14,14 +14,14 @@ from service.errors import BadRequest, DailyLimitReached, UnableToGetNumber
 from service.keys import sha256
 
 KEY_LIFETIME = timedelta(hours=24)
-# How often a call looks whether another one with its Idempotency-Key has ended
+# How often a call checks whether another one with its Idempotency-Key has ended
 POLL_SECONDS = 0.05
 
 
 def reserve(
     user: User, country_id: int, operator_id: int | None, idempotency_key: str | None
 ) -> PhoneNumber:
-    """The row of this request: a new one, or the one that its Idempotency-Key made before.
+    """The row of this request: a new one, or the one that its Idempotency-Key created before.
 
     While another call with the same key asks the main server, waits for its outcome. Raises
     BadRequest, DailyLimitReached or UnableToGetNumber.
@@ -32,7 +32,7 @@ def reserve(
         try:
             row, is_ours = transact(_reserve, user, country_id, operator_id, key_hash)
         except IntegrityError:
-            continue  # another call with this key was faster: look again
+            continue  # another call with this key was faster: read its row
         if is_ours or row.state == NumberState.ASSIGNED:
             return row
         if time.monotonic() > give_up:
@@ -41,7 +41,7 @@ def reserve(
 
 
 def upstream_key(user: User, idempotency_key: str | None) -> str | None:
-    """The key as the main server gets it: two of our users may have chosen the same one."""
+    """The key sent to the main server, made unique: two users may have chosen the same one."""
     if idempotency_key is None:
         return None
     key = f"{user.id}:{idempotency_key}"
@@ -49,7 +49,7 @@ def upstream_key(user: User, idempotency_key: str | None) -> str | None:
 
 
 def _request_lease() -> timedelta:
-    # Longer than the country list and the number take together; no more, since a repeat of a
+    # Longer than fetching the country list and the number; not much longer, since a repeat of a
     # call whose process died waits for it
     return timedelta(seconds=2 * current_app.config["UPSTREAM_TIMEOUT"] + 10)
 
@@ -57,7 +57,7 @@ def _request_lease() -> timedelta:
 def _reserve(
     tx: Transaction, user: User, country_id: int, operator_id: int | None, key_hash: str | None
 ) -> tuple[PhoneNumber, bool]:
-    """(row, whether it is this call's to fill)."""
+    """(the row, whether this call has to fill it)."""
     now = utcnow()
     row = _row_of_key(tx, user, key_hash, now)
     if row is None:
@@ -81,7 +81,7 @@ def _reserve(
 def _row_of_key(
     tx: Transaction, user: User, key_hash: str | None, now: datetime
 ) -> PhoneNumber | None:
-    """The row that the Idempotency-Key made; a key older than its lifetime is taken off its row."""
+    """The row that the Idempotency-Key created; an expired key is removed from its row."""
     if key_hash is None:
         return None
     row = tx.session.scalar(
@@ -102,7 +102,7 @@ def _is_under_way(row: PhoneNumber, now: datetime) -> bool:
 
 def _lock_and_check_limit(tx: Transaction, user: User, now: datetime) -> None:
     """Count the request, which locks the user's summary of the day against their other calls, and
-    raise DailyLimitReached if it is one too many."""
+    raise DailyLimitReached if it exceeds the limit."""
     tx.count(user.id, now, requests=1)
     if user.daily_limit is not None and _used(tx, user, now) > user.daily_limit:
         midnight = (now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
@@ -111,7 +111,7 @@ def _lock_and_check_limit(tx: Transaction, user: User, now: datetime) -> None:
 
 
 def _used(tx: Transaction, user: User, now: datetime) -> int:
-    """Today's numbers and the requests under way, this one counted."""
+    """Today's numbers plus the requests in progress, including this one."""
     numbers = select(UserSummary.numbers).where(
         UserSummary.user_id == user.id, UserSummary.day == now.date()
     )

@@ -1,4 +1,4 @@
-"""What a user sees of their numbers and messages."""
+"""The pages that show a user's numbers and messages."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -40,7 +40,7 @@ def messages(user: User) -> Any:
 @bp.post("/profile/reveal")
 @logged_in
 def reveal(user: User) -> Any:
-    """Show codes and texts in this session, or hide them again; never by a URL."""
+    """Show or hide codes and texts in this session; no URL can do this."""
     session["reveal"] = request.form.get("reveal") == "1"
     page = request.form.get("page")
     return redirect(url_for(f"profile.{page if page in REVEALING else 'overview'}"))

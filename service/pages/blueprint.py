@@ -53,7 +53,7 @@ def asked(name: str) -> int | None:
 
 
 def answer_error(error: Exception) -> Any:
-    """Any exception of a request for a page, as a page."""
+    """Turn any exception into a page."""
     headers: dict[str, str] = {}
     if isinstance(error, HTTPException):
         if error.code is None or error.code < 400:

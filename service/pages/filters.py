@@ -1,4 +1,4 @@
-"""What the templates print: sentences, times, numbers."""
+"""Template filters: results as sentences, times, numbers."""
 
 import json
 import re
@@ -51,7 +51,7 @@ def moment(time: datetime) -> str:
 
 @bp.app_template_filter("compact")
 def compact(value: Any) -> str:
-    """JSON as it goes over the wire."""
+    """JSON as it is sent."""
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 

@@ -33,7 +33,7 @@ def login() -> Any:
 
 @bp.route("/logout", methods=["GET", "POST"])
 def logout() -> Any:
-    """Log out; GET asks first, since anybody can make a browser follow a link."""
+    """Log out; a GET asks first, since any site can make a browser follow a link."""
     if request.method != "POST":
         return render_template("logout.html", user=current_user())
     log_out()

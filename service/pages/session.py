@@ -1,4 +1,4 @@
-"""Browser sessions: logging in with an API key, and forms that only we can have made."""
+"""Browser sessions: login with an API key, and protection against forged forms."""
 
 import hmac
 import logging
@@ -54,7 +54,7 @@ def log_in(key: str) -> None:
 
 
 def begin(user: User) -> None:
-    """A fresh session, which ends when the user's key is rotated."""
+    """Start a new session, which ends when the user's key is rotated."""
     session.clear()
     session.update(user=user.id, stamp=_stamp(user), began=int(time.time()))
 
@@ -64,8 +64,8 @@ def log_out() -> None:
 
 
 def current_user() -> User | None:
-    """The User who is logged in and may still call; else None."""
-    # The cookie's own date is renewed whenever the session is written
+    """The User who is logged in and still active and approved; else None."""
+    # The cookie's own timestamp is renewed whenever the session changes
     if time.time() - session.get("began", 0) > LIFETIME.total_seconds():
         return None
     user = db.session.get(User, session["user"])
@@ -89,12 +89,12 @@ def check_csrf() -> None:
 
 
 def _stamp(user: User) -> str:
-    # From the key's hash, hashed once more: the owner of a cookie can read it
+    # The key's hash is hashed once more: the owner of a cookie can read it
     return sha256("session", user.key_hash)
 
 
 def _address() -> str:
-    """The caller's address; for IPv6 its /64, which one subscriber has."""
+    """The caller's address; for IPv6 its /64, which usually is one subscriber."""
     text = request.remote_addr or ""
     if text.count(":") == 1:
         text = text.partition(":")[0]  # some proxies add the port

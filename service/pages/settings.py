@@ -103,7 +103,7 @@ def send_test(user: User) -> Any:
 @bp.route("/profile/secret", methods=["GET", "POST"])
 @logged_in
 def rotate_secret(user: User) -> Any:
-    """A new webhook secret: shown this once, in force when the user has copied it."""
+    """Rotate the webhook secret: shown only now, in force once the user has copied it."""
     if request.method != "POST":
         secret = new_secret()
         return _offer(user, "secret", user.webhook_secret, secret, secret)
@@ -112,7 +112,7 @@ def rotate_secret(user: User) -> Any:
 
 
 def _set_secret(tx: Transaction, user_id: int, old: str, secret: str) -> bool:
-    """Whether `secret` is in force, now or since the same form was sent before."""
+    """Whether `secret` is in force, also if the same form was sent before."""
     user = tx.lock_user(user_id)
     if sha256(user.webhook_secret) == old:
         endpoint.rotate_secret(tx, user_id, secret)
@@ -125,7 +125,7 @@ def _set_secret(tx: Transaction, user_id: int, old: str, secret: str) -> bool:
 @bp.route("/profile/key", methods=["GET", "POST"])
 @logged_in
 def rotate_key(user: User) -> Any:
-    """A new API key: shown this once; the old one stops when the user has copied it."""
+    """Rotate the API key: shown only now; the old one stops once the user has copied it."""
     if request.method != "POST":
         key = new_key("usr")
         return _offer(user, "key", user.key_hash, key, sha256(key))
@@ -139,8 +139,8 @@ def rotate_key(user: User) -> Any:
 def _offer(user: User, kind: str, old: str, shown: str, kept: str) -> str:
     """The page that shows a new key or secret; nothing changes before its form comes back.
 
-    The form carries what is to be kept, sealed: so neither a lost answer nor a second click can
-    leave the user without the one in force, or say that it is not in force.
+    The form carries the new value, sealed: so neither a lost response nor a second click can leave
+    the user without the value in force, or claim that it is not in force.
     """
     offer = seal(json.dumps([kind, user.id, sha256(old), kept]))
     return render_template("rotate.html", user=user, what=kind, shown=shown, offer=offer)

@@ -29,7 +29,7 @@ def webhooks(user: User) -> Any:
 @bp.post("/profile/webhooks/redeliver")
 @logged_in
 def redeliver(user: User) -> Any:
-    """Attempt one delivery now, or make all that failed due again."""
+    """Attempt one delivery now, or retry all failed ones."""
     current_app.extensions["sends"].take(user.id)
     wanted = request.form.get("id", "")
     flash(_redeliver_failed(user) if wanted == "failed" else _redeliver_one(user, wanted))
@@ -59,7 +59,7 @@ def _redeliver_one(user: User, wanted: str) -> str:
 @bp.post("/profile/webhooks/enable")
 @logged_in
 def enable(user: User) -> Any:
-    """Let webhooks go to the endpoint again: its circuit closed, no longer disabled."""
+    """Resume webhooks to the endpoint: close its circuit and enable it again."""
     transact(_enable, user.id)
     flash("Webhooks are sent again.")
     return redirect(url_for("profile.webhooks"))

@@ -1,4 +1,4 @@
-"""One signed POST to a user's endpoint, and what came of it."""
+"""One signed POST to a user's endpoint, and its result."""
 
 import time
 from collections.abc import Iterable
@@ -14,15 +14,15 @@ from service.keys import Unreadable
 from service.webhooks import guard
 from service.webhooks.signing import sign
 
-# Of the receiver's answer: bytes that are read, characters that are kept
+# How many bytes of the receiver's answer are read, and how many characters are kept
 ANSWER_BYTES = 4096
 KEPT_CHARACTERS = 1024
 
 
 class Attempt(NamedTuple):
-    """A POST that was made, or that turned out to be impossible.
+    """A POST that was made, or that was impossible.
 
-    `answer` is the beginning of what the receiver answered, `retry_after` its header as given.
+    `answer` is the beginning of the receiver's answer, `retry_after` its raw header.
     """
 
     trigger: Trigger
@@ -46,7 +46,7 @@ def init_app(app: Flask) -> None:
 
 
 def post(user: User, secrets: Iterable[str], delivery: Delivery, trigger: Trigger) -> Attempt:
-    """POST the delivery, signed with `secrets`, to the user's endpoint; raises nothing."""
+    """POST the delivery, signed with `secrets`, to the user's endpoint; never raises."""
     started_at, started = utcnow(), time.monotonic()
     result, answer, retry_after = _post(user, secrets, delivery)
     ms = round((time.monotonic() - started) * 1000)

@@ -1,4 +1,4 @@
-"""Webhooks that a person sends: the test event, and redeliveries."""
+"""Webhooks sent by hand: the test event, and redeliveries."""
 
 import time
 from collections import Counter
@@ -15,7 +15,7 @@ from service.webhooks.delivery import deliver
 
 
 def send_test(user: User) -> Delivery:
-    """Send the user's endpoint a `test` event now; the Delivery, with its outcome."""
+    """Send the user's endpoint a `test` event now; returns the Delivery with its outcome."""
     delivery = transact(queue.add_test, user)
     deliver(delivery, Trigger.TEST)
     outcome = db.session.get_one(Delivery, delivery.id)
@@ -24,7 +24,7 @@ def send_test(user: User) -> Delivery:
 
 
 def redeliver(delivery_id: int) -> DeliveryState | None:
-    """Attempt a delivery now, with a fresh schedule; its state, None if one is under way."""
+    """Attempt a delivery now and restart its schedule; returns its state, None if it is leased."""
     delivery = transact(queue.claim, delivery_id, attempts=0)
     return deliver(delivery, Trigger.REDELIVERY) if delivery else None
 

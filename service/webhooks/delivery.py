@@ -21,14 +21,14 @@ from service.logs import event
 from service.webhooks import endpoint, queue
 from service.webhooks.attempt import Attempt, PutOff, post
 
-# For how many seconds a batch goes on before its outcomes are recorded
+# How many seconds a batch may take before its outcomes are recorded
 BATCH_SECONDS = 0.5
 # Seconds from each failed attempt to the next; front-loaded, since OTPs age
 RETRY_SECONDS = (5, 15, 45, 120, 300, 900, 3600, 21600, 86400)
 JITTER = 0.2
 MAX_RETRY_AFTER = 3600
 
-# Compiled once, past the ORM: what every webhook writes
+# Compiled once, without the ORM: the statements of every webhook
 _ATTEMPT, _DELIVERIES = insert(AttemptRow.table()), Delivery.table()
 _FINISH = update(_DELIVERIES).where(
     _DELIVERIES.c.id == bindparam("held_id"), _DELIVERIES.c.lease == bindparam("held_lease")
@@ -51,12 +51,12 @@ class _Recorded(NamedTuple):
     """What was written: the delivery's state, and what happened to its endpoint."""
 
     state: DeliveryState
-    is_arrival: bool = False  # whether the webhook arrived, for the first time
+    is_arrival: bool = False  # whether this is the webhook's first successful delivery
     change: endpoint.Change | None = None
 
 
 def deliver(delivery: Delivery, trigger: Trigger, user: User | None = None) -> DeliveryState:
-    """Attempt a delivery that is leased to the caller once; its state afterwards. Never raises.
+    """Attempt a delivery leased to the caller once; returns its new state. Never raises.
 
     `user` is its user, if the caller has just read that. No transaction is open while the receiver
     is called; the outcome is written only while the lease is held.
@@ -114,11 +114,11 @@ def _try(delivery: Delivery, trigger: Trigger, user: User, has_slot: bool) -> _T
 
 
 def _put_off(user: User, trigger: Trigger, has_slot: bool) -> PutOff | None:
-    """Why this attempt has to wait: no slot, or an open circuit that others probe."""
+    """Why this attempt has to wait: no slot, or an open circuit, whose probe it claims if due."""
     now, open_until = utcnow(), user.webhook_open_until
     soon = now + timedelta(seconds=1)
     if trigger is Trigger.TEST:
-        return None  # a person waits for it; whoever accepts it bounds how many there are
+        return None  # a person waits for it; the page limits their number
     if not has_slot:
         return PutOff(Reason.BUSY, soon)
     if not open_until or not trigger.heeds_circuit:
@@ -131,7 +131,7 @@ def _put_off(user: User, trigger: Trigger, has_slot: bool) -> PutOff | None:
 def _record(
     user: User, tried: Sequence[_Tried], untried: Sequence[Delivery] = ()
 ) -> list[DeliveryState]:
-    """Write the outcomes and give `untried` back, in one transaction; the states afterwards."""
+    """Record the outcomes and release `untried`, in one transaction; returns the new states."""
     recorded = transact(_write, user, tried, untried)
     for row in recorded:
         if change := row.change:
@@ -154,16 +154,16 @@ def _write_outcome(
 ) -> _Recorded:
     """The attempt, the delivery's new state and the endpoint's circuit.
 
-    The row is as it was when it was leased: nobody else changes it while the lease is held.
+    The row is unchanged since it was leased: nobody else changes it while the lease is held.
     """
-    if isinstance(attempt, PutOff):  # counts as no attempt
+    if isinstance(attempt, PutOff):  # not counted as an attempt
         _finish(tx, tried, last_result=attempt.reason, next_attempt_at=attempt.until)
         return _Recorded(DeliveryState.PENDING)
     row, now = tried.delivery, utcnow()
     was_delivered = row.state == DeliveryState.DELIVERED
     changes = _changes(row, attempt, now)
     if not _finish(tx, tried, **changes):
-        # The lease ran out and somebody else has taken over
+        # The lease expired and somebody else took over
         current = tx.session.get_one(Delivery, row.id, populate_existing=True)
         return _Recorded(DeliveryState(current.state))
     values = {
@@ -182,14 +182,14 @@ def _write_outcome(
 
 
 def _changes(row: Delivery, attempt: Attempt, now: datetime) -> dict[str, Any]:
-    """What the attempt changes in its delivery."""
+    """The changes that the attempt makes to its delivery."""
     attempts, result = row.attempts + 1, attempt.result
     changes: dict[str, Any] = {"attempts": attempts, "last_result": result, "next_attempt_at": None}
     if result.is_success:
         state = {"state": DeliveryState.DELIVERED, "delivered_at": row.delivered_at or now}
         return changes | state
     if row.state == DeliveryState.DELIVERED:
-        return changes  # a redelivery that failed: the webhook has been delivered all the same
+        return changes  # a redelivery failed, but the webhook was delivered before
     is_last = attempts > len(RETRY_SECONDS) or row.message_id is None
     if is_last or result.is_gone or result.called_nobody:
         return changes | {"state": DeliveryState.DEAD}

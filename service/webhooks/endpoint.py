@@ -15,19 +15,19 @@ from service.webhooks import queue
 from service.webhooks.attempt import Attempt
 
 OLD_SECRET_HOURS = 24
-# Failures in a row that open an endpoint's circuit, and for how many seconds
+# How many consecutive failures open an endpoint's circuit, and for how many seconds
 CIRCUIT_FAILURES = 5
 CIRCUIT_SECONDS = 30
 MAX_CIRCUIT_SECONDS = 900
 
 
 def needs_saving(user: User, url: str | None) -> bool:
-    """Whether `url` is another one than now, or the one that was disabled."""
+    """Whether `url` differs from the current one, or the endpoint is disabled."""
     return user.webhook_url != url or user.webhook_disabled_at is not None
 
 
 def set_url(tx: Transaction, user: User, url: str | None) -> None:
-    """Point the webhook of a user of `tx` at a checked URL, or nowhere; its circuit is closed."""
+    """Set the webhook URL (checked before; None for none) of a user of `tx`; close its circuit."""
     user.webhook_url = url
     user.webhook_failures = 0
     user.webhook_open_until = None
@@ -53,15 +53,15 @@ def signing_secrets(user: User) -> Iterator[str]:
 
 
 def claim_probe(tx: Transaction, user: User, now: datetime) -> bool:
-    """Whether this caller, one of all who come now, may probe the half-open circuit; it stays open
-    for the others meanwhile."""
+    """Whether this caller may probe the half-open circuit: one of several concurrent callers wins,
+    and the circuit stays open for the others."""
     as_seen = (User.id == user.id) & (User.webhook_open_until == user.webhook_open_until)
     probing = update(User).where(as_seen).values(webhook_open_until=now + queue.lease_time())
     return tx.execute(probing).rowcount == 1
 
 
 class Change(NamedTuple):
-    """What an attempt did to the endpoint, to be logged after the commit."""
+    """How an attempt changed the endpoint, to be logged after the commit."""
 
     event: str
     failures: int | None = None
@@ -72,7 +72,7 @@ def judge(tx: Transaction, user: User, attempt: Attempt, now: datetime) -> Chang
     if attempt.result.called_nobody:
         return None
     if attempt.result.is_success and not user.webhook_failures and not user.webhook_open_until:
-        return None  # nearly always
+        return None  # the usual case
     endpoint = update(User).where(User.id == user.id, User.webhook_url == attempt.url)
     if attempt.result.is_success:
         tx.execute(endpoint.values(webhook_failures=0, webhook_open_until=None))

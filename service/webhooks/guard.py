@@ -20,7 +20,7 @@ _SPECIAL = [ipaddress.ip_network(network) for network in _SPECIAL_V4 + _SPECIAL_
 
 
 class ForbiddenUrl(Exception):
-    """A webhook URL that may not be used; the sentence says why."""
+    """A webhook URL that may not be used; the message says why."""
 
 
 def may_dial(address: str) -> bool:

@@ -22,7 +22,7 @@ SLOTS = 4
 LEASE_SLACK = 10
 # How many deliveries a worker's thread claims at once
 BATCH = 16
-# Of how many endpoints the one to deliver to next is drawn
+# The next user is drawn from those of so many oldest deliveries
 CHOICE = 16
 
 
@@ -52,7 +52,7 @@ def add(tx: Transaction, message: Message, user: User) -> Delivery:
     """Store the Delivery of a stored message.
 
     It is leased to the caller, who commits and then calls deliver(): after a crash in between, it
-    becomes due when the lease runs out. If the endpoint is disabled, it is `dead`, to be seen and
+    becomes due when the lease expires. If the endpoint is disabled, it is `dead`, to be seen and
     redelivered; if its circuit is open, it is left to the worker.
     """
     now = utcnow()
@@ -89,7 +89,7 @@ def _store(tx: Transaction, user: User, now: datetime, values: dict[str, Any]) -
 
 
 def lease_time() -> timedelta:
-    """How long a lease lasts: longer than the attempt that it is for."""
+    """How long a lease lasts: longer than an attempt."""
     return timedelta(seconds=current_app.config["WEBHOOK_TIMEOUT"] + LEASE_SLACK)
 
 
@@ -102,7 +102,7 @@ def _is_free(now: datetime) -> ColumnElement[bool]:
 
 
 def is_due(now: datetime) -> ColumnElement[bool]:
-    """The condition of a delivery that somebody should attempt now."""
+    """The condition of a delivery that is due and not leased."""
     is_pending = Delivery.state == DeliveryState.PENDING
     return is_pending & (Delivery.next_attempt_at <= now) & _is_free(now)
 
@@ -138,7 +138,7 @@ def claim_due(limit: int = BATCH) -> Sequence[Delivery]:
         release()
         if not users:
             return []
-        # At random among the oldest, so that workers seldom want the same ones
+        # Random among the oldest, so that workers rarely compete
         of_user = Delivery.user_id == random.choice(users)
         if claimed := transact(_claim_batch, is_wanted & of_user, limit):
             return claimed
@@ -154,7 +154,7 @@ def _claim_batch(tx: Transaction, is_wanted: ColumnElement[bool], limit: int) ->
 
 
 def give_back(tx: Transaction, deliveries: Sequence[Delivery]) -> None:
-    """End the lease of a batch's deliveries that were not attempted."""
+    """End the leases of the deliveries of a batch that were not attempted."""
     if deliveries:
         ids, lease = [delivery.id for delivery in deliveries], deliveries[0].lease
         held = update(Delivery).where(Delivery.id.in_(ids), Delivery.lease == lease)

@@ -1,4 +1,4 @@
-"""Standard Webhooks signatures: made and verified."""
+"""Standard Webhooks signatures: sign and verify."""
 
 import base64
 import binascii

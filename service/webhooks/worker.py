@@ -23,7 +23,7 @@ def work(
 ) -> None:
     """Deliver what is due in `threads` threads until `stop` is set; unless `watch`, until none is.
 
-    What is under way when `stop` is set is finished. `on_done(state)` is called after each.
+    Attempts in progress when `stop` is set are finished. `on_done(state)` is called after each.
     """
     app = current_app._get_current_object()  # type: ignore[attr-defined]  # of a LocalProxy
 
