@@ -129,9 +129,10 @@ class _Sandbox:
         of_country = [o for o in operators() if o["country_id"] == country_id]
         asked = (o for o in operators() if o["id"] == operator_id)
         operator = next(asked, random.choice(of_country))
-        digits = self.grant(country_id, operator["id"], request.headers.get("Idempotency-Key"))
+        once = request.headers.get("Idempotency-Key")
+        digits = self.grant(country_id, operator["id"], once)
         data = {"phone_number": f"+{digits}", "operator": operator, "operators": of_country}
-        return {"status": "success", "data": data}
+        return {"status": "success", "data": data}, {"Idempotency-Key": once} if once else {}
 
     def grant(self, country_id: int, operator_id: int, idempotency_key: str | None) -> str:
         """The digits of a new number, or of the one that the Idempotency-Key got before."""

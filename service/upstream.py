@@ -62,7 +62,7 @@ class NotConfigured(UpstreamError):
 
 
 class Unreachable(UpstreamError):
-    """No complete answer: no connection, a cut connection, or a timeout."""
+    """No answer: not connected, cut off, or out of time."""
 
     def __init__(self, failure: outbound.CallFailed) -> None:
         super().__init__(failure.kind)
@@ -97,7 +97,11 @@ class Grant(NamedTuple):
 
 def init_app(app: Flask) -> None:
     cache = SharedCache[dict[str, Any]](app.config["INIT_CACHE_SECONDS"])
-    app.extensions["upstream"] = {"session": outbound.new_session(), "init": cache}
+    app.extensions["upstream"] = {
+        "session": outbound.new_session(),
+        "init": cache,
+        "heeds_keys": False,
+    }
 
 
 def init() -> dict[str, Any]:
@@ -106,18 +110,21 @@ def init() -> dict[str, Any]:
     return cache.get(_fetch_init)
 
 
-def get_number(
-    country_id: int, operator_id: int | None = None, idempotency_key: str | None = None
-) -> Grant:
-    """Ask the main server for one number, without retries. Raises UpstreamError."""
+def get_number(country_id: int, operator_id: int | None, idempotency_key: str) -> Grant:
+    """Ask the main server for one number. Raises UpstreamError.
+
+    Whether a request that got no answer was received, and a number granted, nobody can tell. So it
+    is repeated only (on a fresh connection, where a kept one broke) if the main server heeds the
+    Idempotency-Key: it said so by returning the key with its last number, as this service does.
+    To any other main server each request goes once, and on no connection that was idle for long.
+    """
     params: dict[str, Any] = {"country_id": country_id, "number_format": "full"}
     if operator_id is not None:
         params["operator_id"] = operator_id
     if current_app.config["MAIN_SERVER_USER_ID"]:
         params["user_id"] = current_app.config["MAIN_SERVER_USER_ID"]
-    headers = {"Idempotency-Key": idempotency_key} if idempotency_key else None
     try:
-        data = _get("get-number", NUMBER_BYTES, params=params, headers=headers)
+        data = _get("get-number", NUMBER_BYTES, params, idempotency_key)
     except Refused as e:
         if e.status == 404:
             raise NoNumber from e
@@ -152,9 +159,14 @@ def _operators(data: dict[str, Any], country_id: int) -> list[dict[str, Any]]:
     return good
 
 
-def _get(endpoint: str, limit: int, **kwargs: Any) -> dict[str, Any] | None:
-    """Every call to the main server: returns its answer's `data` or raises UpstreamError."""
-    config = current_app.config
+def _get(
+    endpoint: str, limit: int, params: dict[str, Any] | None = None, once: str | None = None
+) -> dict[str, Any] | None:
+    """The one way to the main server: `data` of its success answer, or an UpstreamError.
+
+    `once` is the Idempotency-Key of a request that must not be carried out twice.
+    """
+    config, state = current_app.config, current_app.extensions["upstream"]
     base, key = config["MAIN_SERVER_URL"], config["SYSTEM_API_KEY"]
     if not base or not key:
         raise NotConfigured
@@ -162,26 +174,31 @@ def _get(endpoint: str, limit: int, **kwargs: Any) -> dict[str, Any] | None:
     result: int | str = "failed"
     try:
         answer = outbound.call(
-            current_app.extensions["upstream"]["session"],
+            state["session"],
             "GET",
             f"{base}/api/{endpoint}/{quote(key, safe='')}",
             seconds=config["UPSTREAM_TIMEOUT"],
             limit=limit,
-            **kwargs,
+            repeatable=once is None or state["heeds_keys"],
+            params=params,
+            headers={"Idempotency-Key": once} if once else None,
         )
-        result = answer.status
+        result = answer.status if answer.complete else "incomplete"
     except outbound.CallFailed as e:
         result = e.kind
         raise Unreachable(e) from e
     finally:
         ms = round((time.monotonic() - started) * 1000)
         event("upstream_called", endpoint=endpoint, result=result, ms=ms)
-    return _data(answer)
+    data = _data(answer)
+    if once:
+        state["heeds_keys"] = answer.headers.get("Idempotency-Key") == once
+    return data
 
 
 def _data(answer: outbound.Answer) -> dict[str, Any] | None:
     try:
-        body = None if answer.truncated else json.loads(answer.body)
+        body = json.loads(answer.body) if answer.complete else None
     except (ValueError, RecursionError):
         body = None
     if answer.status >= 400:
@@ -189,7 +206,8 @@ def _data(answer: outbound.Answer) -> dict[str, Any] | None:
         # Masked: a main server may quote the URL, which contains our key
         raise Refused(answer.status, mask(message)[:500] if isinstance(message, str) else None)
     if answer.status != 200 or not isinstance(body, dict) or body.get("status") != "success":
-        raise NotTheContract(f"status {answer.status}")
+        incomplete = "" if answer.complete else ", incomplete"
+        raise NotTheContract(f"status {answer.status}{incomplete}")
     data = body.get("data")
     if data is not None and not isinstance(data, dict):
         raise NotTheContract("data is not an object")

@@ -129,12 +129,7 @@ def redirect_drip(connection, stopped):
     drip(connection, stopped, b"x" * 10000)
 
 
-SLOW = [
-    silence,
-    header_drip,
-    body_drip,
-    body_drip_until_close,
-    chunk_drip,
-    informational_drip,
-    redirect_drip,
-]
+# Peers that never come to a final status line; and those whose body takes minutes after it
+NO_STATUS = [silence, header_drip, informational_drip]
+NO_BODY = [body_drip, body_drip_until_close, chunk_drip, redirect_drip]
+SLOW = NO_STATUS + NO_BODY

@@ -57,7 +57,7 @@ def init(key: str | None = None) -> dict[str, Any]:
 
 
 @keyed("/api/get-number")
-def get_number(key: str | None = None) -> dict[str, Any]:
+def get_number(key: str | None = None) -> tuple[dict[str, Any], dict[str, str]]:
     """A number from the main server, assigned to the user."""
     if request.method != "GET" or "prefetch" in _purpose():
         raise MethodNotAllowed(["GET"])  # a HEAD or a prefetch must not use up a number
@@ -65,17 +65,20 @@ def get_number(key: str | None = None) -> dict[str, Any]:
     auth.require_active_manager(user)
     query = load_query(_GET_NUMBER, request.args)
     number_format = query.get("number_format") or user.number_format or "full"
+    once = _idempotency_key()
     row, phone_code = assignment.get_number(
-        user, query["country_id"], query.get("operator_id"), number_format, _idempotency_key()
+        user, query["country_id"], query.get("operator_id"), number_format, once
     )
-    return success(
-        {
-            "phone_number": present(row.digits or "", number_format, phone_code),
-            "id": row.id,
-            "country_id": row.country_id,
-            "operator_id": row.operator_id,
-        }
-    )
+    data = {
+        "phone_number": present(row.digits or "", number_format, phone_code),
+        "id": row.id,
+        "country_id": row.country_id,
+        "operator_id": row.operator_id,
+    }
+    # Tells a deployment whose main server this is that the key is heeded (`upstream.get_number`);
+    # the server would refuse to send other characters, after a number was spent
+    is_plain = once is not None and once.isascii() and once.isprintable()
+    return success(data), {"Idempotency-Key": once} if once and is_plain else {}
 
 
 @keyed("/api/ingest", methods=["GET", "POST"])

@@ -56,7 +56,7 @@ def get_number(
     fields = {"request": row.id, "user_id": user.id, "country_id": country_id}
     try:
         phone_code = phone_code_of(country_id) if needs_code else None
-        grant = upstream.get_number(country_id, operator_id, upstream_key(user, idempotency_key))
+        grant = upstream.get_number(country_id, operator_id, upstream_key(row, idempotency_key))
     except upstream.UpstreamError as e:
         _give_up(row, e, fields)
         raise (NoNumberReceived if isinstance(e, upstream.NoNumber) else UnableToGetNumber) from e

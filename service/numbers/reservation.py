@@ -40,11 +40,15 @@ def reserve(
         time.sleep(POLL_SECONDS)
 
 
-def upstream_key(user: User, idempotency_key: str | None) -> str | None:
-    """The key sent to the main server, made unique: two users may have chosen the same one."""
+def upstream_key(row: PhoneNumber, idempotency_key: str | None) -> str:
+    """The Idempotency-Key that the main server gets: always one, and the same for the same row.
+
+    With the user's id, since two of our users may have chosen the same one. Without a caller's
+    key, it is made from the row; with its time, since another deployment counts its rows as well.
+    """
     if idempotency_key is None:
-        return None
-    key = f"{user.id}:{idempotency_key}"
+        return sha256(f"{row.user_id}:{row.id}:{row.requested_at.isoformat()}")
+    key = f"{row.user_id}:{idempotency_key}"
     return key if len(key) <= 255 and key.isascii() and key.isprintable() else sha256(key)
 
 

@@ -14,15 +14,18 @@ from service.keys import Unreadable
 from service.webhooks import guard
 from service.webhooks.signing import sign
 
-# How many bytes of the receiver's answer are read, and how many characters are kept
+# Of the receiver's answer, whose status is what counts: bytes that are read, seconds that its body
+# is waited for, characters that are kept
 ANSWER_BYTES = 4096
+BODY_SECONDS = 1
 KEPT_CHARACTERS = 1024
 
 
 class Attempt(NamedTuple):
     """A POST that was made, or that was impossible.
 
-    `answer` is the beginning of the receiver's answer, `retry_after` its raw header.
+    `answer` is the beginning of what the receiver answered, as far as it came in time;
+    `retry_after` its header as given.
     """
 
     trigger: Trigger
@@ -71,6 +74,8 @@ def _post(
             user.webhook_url,
             seconds=current_app.config["WEBHOOK_TIMEOUT"],
             limit=ANSWER_BYTES,
+            body_seconds=BODY_SECONDS,
+            repeatable=True,  # by its webhook-id, which stays the same
             may_dial=guard.may_dial,
             data=delivery.body,
             headers={

@@ -2,12 +2,14 @@
 
 import ipaddress
 import re
+import unicodedata
 from urllib.parse import urlsplit
 
 from flask import current_app
 
-from service import outbound
+from service import dialling
 
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 MAX_URL = 2048
 RESOLVE_SECONDS = 3
 # The special parts of global unicast (https://www.iana.org/assignments/iana-ipv6-special-registry):
@@ -17,6 +19,14 @@ _GLOBAL_V6 = ipaddress.ip_network("2000::/3")
 # 6to4 relays, multicast, and a cloud's metadata service on a public address
 _SPECIAL_V4 = "192.88.99.0/24", "224.0.0.0/4", "168.63.129.16/32"
 _SPECIAL = [ipaddress.ip_network(network) for network in _SPECIAL_V4 + _SPECIAL_V6]
+# NAT64: the last 32 bits are an IPv4 address, which a translator dials (RFC 6052)
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# Shown as nothing, or as a space, beside those of the category "format": Unicode's
+# Default_Ignorable_Code_Point, and the blank of Braille
+_BLANKS = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u2800\u3164\ufe00-\ufe0f\uffa0\ufff0-\ufff8"
+    "\U000e0000-\U000e0fff]"
+)
 
 
 class ForbiddenUrl(Exception):
@@ -25,28 +35,49 @@ class ForbiddenUrl(Exception):
 
 def may_dial(address: str) -> bool:
     """Whether a webhook may be sent to this IP address (text)."""
-    ip = ipaddress.ip_address(address)
-    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped:
-        ip = ip.ipv4_mapped
-    if any(ip in network for network in current_app.config["WEBHOOK_ALLOWED_NETWORKS"]):
+    given = ipaddress.ip_address(address)
+    ip = _embedded(given) or given
+    allowed = current_app.config["WEBHOOK_ALLOWED_NETWORKS"]
+    if any(ip in network or given in network for network in allowed):
         return True
     if not ip.is_global or any(ip in network for network in _SPECIAL):
         return False
     return ip.version == 4 or ip in _GLOBAL_V6
 
 
+def _embedded(ip: IPAddress) -> ipaddress.IPv4Address | None:
+    """The IPv4 address that is reached by way of this IPv6 one."""
+    if not isinstance(ip, ipaddress.IPv6Address):
+        return None
+    if ip in _NAT64:
+        return ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+    return ip.ipv4_mapped
+
+
 def check_url(url: str) -> None:
     """Raise ForbiddenUrl unless `url` may be a webhook URL now; asked when it is saved, to tell the
     user early: may_dial() decides at every connection."""
+    _check_visible(url)
     check_form(url)
-    parts = urlsplit(url)
-    port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
-        found = outbound.resolve(parts.hostname or "", port, RESOLVE_SECONDS)
-    except outbound.Unresolved as e:
+        host, port = dialling.target(url)
+        found = dialling.resolve(host, port, RESOLVE_SECONDS)
+    except ValueError as e:
+        raise ForbiddenUrl("names a host that is not a valid name") from e
+    except dialling.Unresolved as e:
         raise ForbiddenUrl("names a host that cannot be found") from e
     if not all(may_dial(address[0]) for _, address in found):
         raise ForbiddenUrl("names a host that is not on the public internet")
+
+
+def _check_visible(url: str) -> None:
+    """Raise ForbiddenUrl if something in `url` cannot be seen, or changes the order of the rest."""
+    for character in url:
+        category = unicodedata.category(character)
+        is_control = category == "Cc" and not character.isascii()
+        if is_control or category in ("Cf", "Cs") or _BLANKS.match(character):
+            code = f"U+{ord(character):04X}"
+            raise ForbiddenUrl(f"must hold no invisible character ({code})")
 
 
 def check_form(url: str) -> None:
@@ -64,5 +95,6 @@ def check_form(url: str) -> None:
         raise ForbiddenUrl("must hold no user name or password")
     if len(url) > MAX_URL:
         raise ForbiddenUrl(f"is longer than {MAX_URL:,} characters")
-    if port == 0 or re.search(r"[\s\x00-\x20\x7f\\]", url):
+    has_zone = ":" in host and "%" in host  # of a network interface: RFC 6874
+    if port == 0 or has_zone or re.search(r"[\s\x00-\x20\x7f\\]", url):
         raise ForbiddenUrl("is not a valid one")

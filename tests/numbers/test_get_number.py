@@ -2,9 +2,11 @@
 
 import contextlib
 import hashlib
+import re
 import socket
 import time
 from datetime import timedelta
+from select import select as wait_for_bytes
 
 import pytest
 import requests
@@ -590,7 +592,8 @@ def test_what_was_not_asked_for_is_not_sent(client, make_user, main_server):
     client.get(f"/api/get-number/{make_user().key}?country_id=0&operator_id=0")
     first, second = asked(main_server)
     assert first.qs == {"country_id": ["1"], "number_format": ["full"]}
-    assert "Idempotency-Key" not in first.headers
+    keys = {call.headers["Idempotency-Key"] for call in (first, second)}
+    assert len(keys) == 2 and all(re.fullmatch("[0-9a-f]{64}", key) for key in keys)
     assert second.qs == {"country_id": ["0"], "operator_id": ["0"], "number_format": ["full"]}
 
 
@@ -908,3 +911,48 @@ def test_concurrent_calls_with_one_idempotency_key_get_one_number(make_app, make
         in_threads(8, call)
     assert len(answers) == 8
     assert set(answers) == {(200, answers[0][1])}
+
+
+def forgetful_main_server(heeds_keys):
+    """(the Idempotency-Keys that came, how it talks): it breaks each connection off at its second
+    request; `heeds_keys` says whether it returns the key, as this service does."""
+    keys = []
+
+    def talk(connection, stopped):
+        for n in range(2):
+            while not stopped.is_set() and not wait_for_bytes([connection], [], [], 0.05)[0]:
+                pass
+            if stopped.is_set() or not (received := connection.recv(65536)):
+                return
+            keys.append(re.search(rb"Idempotency-Key: (\S+)", received)[1])
+            if n == 0:
+                digits = hashlib.sha256(keys[-1]).digest()[0] + 12025550000
+                body = b'{"status":"success","data":{"phone_number":"+%d"}}' % digits
+                echo = b"Idempotency-Key: %b\r\n" % keys[-1] if heeds_keys else b""
+                head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n%b\r\n" % (len(body), echo)
+                connection.sendall(head + body)
+
+    return keys, talk
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_number_is_asked_for_twice_only_of_a_main_server_that_heeds_the_key(make_app, make_user):
+    """A kept connection broke, and nobody can tell whether the request had arrived."""
+    for heeds_keys in (True, False):
+        keys, talk = forgetful_main_server(heeds_keys)
+        user = make_user()
+        with raw_server(talk) as url:
+            client = make_app(MAIN_SERVER_URL=url).test_client()
+            path = f"/api/get-number/{user.key}?country_id=1"
+            statuses = [client.get(path).status_code for _ in range(2)]
+        assert statuses == [200, 200 if heeds_keys else 500]
+        assert len(keys) == (3 if heeds_keys else 2)
+        assert len(set(keys)) == 2  # what was repeated had the same key
+
+
+def test_the_idempotency_key_is_returned_with_the_number(client, make_user, main_server):
+    """So that a deployment whose main server this is knows that it may repeat a request."""
+    path = f"/api/get-number/{make_user().key}?country_id=1"
+    assert client.get(path, headers={"Idempotency-Key": "k-1"}).headers["Idempotency-Key"] == "k-1"
+    assert "Idempotency-Key" not in client.get(path, headers={"Idempotency-Key": "ключ"}).headers
+    assert "Idempotency-Key" not in client.get(path).headers

@@ -1,13 +1,17 @@
 """One try of a webhook and what comes of it: guards, retries, circuits, isolation, secrets."""
 
 import base64
+import contextlib
 import gzip
 import hmac
 import json
+import socket
+import struct
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from select import select as wait_for_bytes
 
 import pytest
 from sqlalchemy import func, select
@@ -18,7 +22,7 @@ from service.database.engine import db
 from service.database.models import Attempt, Message, User, UserSummary
 from service.keys import Unreadable, seal, unseal
 from tests.fixtures import SMS
-from tests.peers import SLOW, raw_server
+from tests.peers import NO_BODY, NO_STATUS, raw_server, redirect_drip
 from tests.world import PATIENCE, holding, new_world, receiving, refusing, wait_for
 
 world = pytest.fixture(new_world, name="world")
@@ -160,7 +164,7 @@ def test_a_gzip_bomb_is_not_unpacked_and_one_kilobyte_is_kept(world):
 
 
 @on_sqlite
-@pytest.mark.parametrize("talk", SLOW)
+@pytest.mark.parametrize("talk", NO_STATUS)
 def test_every_slow_receiver_ends_at_the_deadline(make_app, world, talk):
     with raw_server(talk) as url:
         world.change(User, webhook_url=url)
@@ -168,6 +172,107 @@ def test_every_slow_receiver_ends_at_the_deadline(make_app, world, talk):
     [attempt] = world.rows(Attempt)
     assert (world.row().last_result, attempt.result) == ("timeout", "timeout")
     assert attempt.ms >= 300
+
+
+def cut_short(connection, stopped):
+    connection.recv(65536)
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\nok")
+
+
+def left_open(connection, stopped):
+    connection.recv(65536)
+    connection.sendall(b"HTTP/1.1 200 OK\r\n\r\nok")
+    stopped.wait()
+
+
+@on_sqlite
+@pytest.mark.parametrize("talk", [*NO_BODY, cut_short, left_open])
+def test_the_final_status_decides_whatever_becomes_of_the_body(make_app, world, talk):
+    """A body that is late, cut off or endless is not waited for: what came of it is kept."""
+    with raw_server(talk) as url:
+        world.change(User, webhook_url=url)
+        state = world.sms(make_app(WEBHOOK_TIMEOUT=PATIENCE))["webhook"]
+    redirected = talk is redirect_drip
+    assert state == ("pending" if redirected else "delivered")
+    assert world.row().last_result == ("302" if redirected else "200")
+    if talk in (cut_short, left_open):
+        assert world.row(model=Attempt).answer == "ok"
+
+
+@on_sqlite
+@pytest.mark.parametrize("interim", ["103 Early Hints\r\nLink: </x>", "102 Processing", "199 Odd"])
+def test_interim_answers_are_no_result(world, interim):
+    received = []
+
+    def talk(connection, stopped):
+        received.append(connection.recv(65536))
+        connection.sendall(f"HTTP/1.1 {interim}\r\n\r\n".encode() * 3)
+        connection.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+
+    with raw_server(talk) as url:
+        world.change(User, webhook_url=url)
+        assert world.sms()["webhook"] == "delivered"
+    assert (world.row().last_result, len(received)) == ("204", 1)
+
+
+@on_sqlite
+def test_interim_answers_without_end_end_the_attempt(make_app, world):
+    """Long before the time is up: nobody's processor is kept busy."""
+
+    def talk(connection, stopped):
+        with contextlib.suppress(OSError):
+            while not stopped.is_set():
+                connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n" * 100)
+
+    with raw_server(talk) as url:
+        world.change(User, webhook_url=url)
+        assert world.sms(make_app(WEBHOOK_TIMEOUT=PATIENCE))["webhook"] == "pending"
+    assert world.row().last_result == "connection"
+
+
+def forgetful(close):
+    """A receiver that answers the first request of each connection and breaks off at the second."""
+    connections = []
+
+    def talk(connection, stopped):
+        connections.append(connection)
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        while not stopped.is_set() and not wait_for_bytes([connection], [], [], 0.05)[0]:
+            pass
+        close(connection)
+
+    return connections, talk
+
+
+def reset(connection):
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+@on_sqlite
+@pytest.mark.parametrize("close", [reset, socket.socket.close])
+def test_a_kept_connection_that_breaks_is_replaced_at_once(world, close):
+    connections, talk = forgetful(close)
+    with raw_server(talk) as url:
+        world.change(User, webhook_url=url)
+        assert [world.sms()["webhook"] for _ in range(3)] == ["delivered"] * 3
+    assert len(connections) == 3
+    assert [attempt.result for attempt in world.rows(Attempt)] == ["200"] * 3
+
+
+@on_sqlite
+def test_a_fresh_connection_that_breaks_is_not_tried_again_at_once(world):
+    connections = []
+
+    def talk(connection, stopped):
+        connections.append(connection.recv(65536))
+        reset(connection)
+
+    with raw_server(talk) as url:
+        world.change(User, webhook_url=url)
+        assert world.sms()["webhook"] == "pending"
+    assert len(connections) == 1
 
 
 @on_sqlite

@@ -26,7 +26,8 @@ http://224.0.0.1 http://239.255.255.255 http://240.0.0.1 http://255.255.255.255
 http://168.63.129.16 http://[::] http://[::1] http://[0:0:0:0:0:0:0:1] http://[::127.0.0.1]
 http://[::ffff:127.0.0.1] http://[::ffff:7f00:1] http://[::ffff:0:127.0.0.1]
 http://[::ffff:10.0.0.1] http://[::ffff:169.254.169.254] http://[::5efe:7f00:1]
-http://[64:ff9b::7f00:1] http://[64:ff9b:1::1] http://[100::1] http://[2001::1]
+http://[64:ff9b::7f00:1] http://[64:ff9b::a9fe:a9fe] http://[64:ff9b::10.0.0.1] http://[64:ff9b::]
+http://[64:ff9b::168.63.129.16] http://[64:ff9b:0:0:0:1::1] http://[64:ff9b:1::1] http://[100::1] http://[2001::1]
 http://[2001:db8::1] http://[2002:7f00:1::] http://[3fff::1] http://[5f00::1] http://[fc00::1]
 http://[fd12:3456::1] http://[fe80::1] http://[fe80::1%25lo] http://[fec0::1] http://[ff02::1]
 http://user:pass@8.8.8.8 http://user@8.8.8.8 http://8.8.8.8@127.0.0.1 http://8.8.8.8:99999
@@ -50,6 +51,7 @@ https://[2606:4700:4700::1111] https://[2001:4860:4860::8888]:443/x http://93.18
 https://172.15.255.255 https://172.32.0.1 https://192.167.1.1 https://11.0.0.1
 https://[::ffff:8.8.8.8]/ https://223.255.255.255
 https://192.88.98.255 https://192.88.100.0 https://168.63.129.15 https://168.63.129.17
+https://[64:ff9b::5db8:d70e] https://[64:ff9b::8.8.8.8]:8443/x
 https://[2000::1] https://[2001:200::1] https://[2001:db7:ffff::1] https://[2001:db9::1]
 https://[2003::1] https://[2001:ffff:ffff::1] https://[3ffe:ffff::1] https://[3fff:1000::1]
 """
@@ -261,3 +263,58 @@ def test_netrc_credentials_are_not_sent(app, tmp_path, monkeypatch):
     with app.app_context(), raw_server(talk) as url:
         post(url)
     assert b"authorization" not in seen[0].lower()
+
+
+@pytest.mark.parametrize(
+    "character",
+    [
+        "\u200b",
+        "\u200d",
+        "\u00ad",
+        "\u202e",
+        "\u2066",
+        "\ufeff",
+        "\u2060",
+        "\u3164",
+        "\u0085",
+        "\ufe0f",
+    ],
+)
+@pytest.mark.parametrize(
+    "url", ["https://8.8.8.8/hook{}", "https://8.8.{}8.8/hook", "{}https://8.8.8.8"]
+)
+def test_a_url_with_something_invisible_in_it_cannot_be_saved(public, url, character):
+    """What a person reads is what is dialled."""
+    with pytest.raises(guard.ForbiddenUrl, match=f"invisible.*U\\+{ord(character):04X}"):
+        guard.check_url(url.format(character))
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("http://straße.example/", "xn--strae-oqa.example"),
+        ("http://BÜCHER.example/", "xn--bcher-kva.example"),
+        ("http://пример.example:81/", "xn--e1afmkfd.example"),
+        ("http://Example.COM./", "example.com."),
+    ],
+)
+def test_the_name_that_was_checked_is_the_name_that_is_dialled(public, monkeypatch, url, host):
+    asked = []
+
+    def getaddrinfo(name, *args, **options):
+        asked.append(name)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("8.8.8.8", 80))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    guard.check_url(url)
+    with outbound.new_session() as session, pytest.raises(outbound.CallFailed):
+        outbound.call(session, "POST", url, seconds=5, limit=10, may_dial=lambda address: False)
+    assert asked == [host, host]
+
+
+@pytest.mark.parametrize(
+    "host", ["bücher。example", "ex_ample。", "xn--。example", "a..b", "ä" * 64]
+)
+def test_a_name_that_cannot_be_dialled_cannot_be_saved(public, host):
+    with pytest.raises(guard.ForbiddenUrl):
+        guard.check_url(f"http://{host}/")
