@@ -65,8 +65,9 @@ class LineFormatter(logging.Formatter):
 def describe(error: BaseException | None) -> str:
     """An error's type and its message, unless that may quote stored data."""
     if isinstance(error, DBAPIError):
-        # A driver's message may contain the row's values: only its error number is kept
+        # A driver's message may contain the row's values: only its number or name is kept
         code = next((a for a in getattr(error.orig, "args", ()) if isinstance(a, int)), "")
+        code = getattr(error.orig, "sqlite_errorname", code)  # such as SQLITE_FULL
         return f"{type(error).__name__} {type(error.orig).__name__} {code}".strip()
     return f"{type(error).__name__}: {error}"
 

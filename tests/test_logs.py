@@ -59,7 +59,11 @@ def test_a_database_error_is_logged_by_its_kind_alone(logged, client, make_user,
     assert post(client, "/profile/edit", number_format="national").status_code == 500
     lines = logged()
     [line] = [line for line in lines if "event=unexpected_error" in line]
-    kind = "IntegrityError IntegrityError" if sqlite else "DataError DataError 1366"
+    kind = (
+        "IntegrityError IntegrityError SQLITE_CONSTRAINT_TRIGGER"
+        if sqlite
+        else "DataError DataError 1366"
+    )
     assert f"error='{kind}' at=/" in line
     assert not [line for line in lines if "Geheim" in line or "918273" in line]
 
@@ -82,7 +86,9 @@ def test_an_unforeseen_error_is_one_line_with_its_place(logged, app, client, mak
     assert response.status_code == 500
     [line] = logged("unexpected_error")
     places = r"at=\S+\.py:\d+( < \S+\.py:\d+){7}"
-    assert re.search(rf" ERROR .*error='OperationalError OperationalError' {places}$", line)
+    assert re.search(
+        rf" ERROR .*error='OperationalError OperationalError SQLITE_ERROR' {places}$", line
+    )
     assert f"request_id={response.headers['X-Request-ID']} " in line
 
 
@@ -159,3 +165,19 @@ def test_log_level(capsys, make_app, make_provider, level, told):
     client = make_app(LOG_LEVEL=level).test_client()
     client.post(path, json={"to": "12025550123", "text": "code 1234"})
     assert ("event=sms_stored" in capsys.readouterr().out) is told
+
+
+@on_sqlite
+def test_a_full_disk_is_named_in_the_log(logged, app, client, make_provider):
+    """By SQLite's own name for it, and without its sentence, which may quote what was stored."""
+    path = make_provider()
+    with app.app_context():
+        pages = db.session.scalar(text("PRAGMA page_count"))
+        db.session.rollback()
+        for connection in [db.engine.connect() for _ in range(db.engine.pool.size())]:
+            connection.execute(text(f"PRAGMA max_page_count={pages}"))
+            connection.close()
+    sms = {"to": "12025550123", "text": "x" * 100_000}
+    assert client.post(path, json=sms).status_code == 500
+    [line] = logged("unexpected_error")
+    assert "error='OperationalError OperationalError SQLITE_FULL'" in line

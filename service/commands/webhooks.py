@@ -1,5 +1,6 @@
 """flask webhooks …: the deliveries to the users' webhooks, and the worker."""
 
+import contextlib
 import signal
 import threading
 import time
@@ -8,10 +9,12 @@ from typing import Any
 import click
 from flask.cli import AppGroup
 from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
 
 from service.commands.output import as_json, row_of, show
 from service.database.engine import db
 from service.database.models import Attempt, Delivery, DeliveryState
+from service.database.schema import is_current
 from service.database.writing import release
 from service.webhooks import queue
 from service.webhooks.by_hand import redeliver
@@ -27,6 +30,9 @@ PROGRESS_SECONDS = 2
 @as_json
 def webhooks_deliver(watch: bool, threads: int, as_json: bool) -> None:
     """Deliver what is due, until nothing is; with --watch, run until SIGTERM."""
+    with contextlib.suppress(SQLAlchemyError):  # a worker waits for its database
+        if not is_current():
+            raise click.ClickException("the database schema is not current: run `flask db upgrade`")
     stop, lock = threading.Event(), threading.Lock()
     done = {"delivered": 0, "pending": 0, "dead": 0}
     last_shown = time.monotonic()

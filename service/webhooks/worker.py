@@ -13,6 +13,8 @@ from service.webhooks import queue
 from service.webhooks.delivery import deliver_batch
 
 POLL_SECONDS = 0.5
+# The longest pause while the database fails
+MAX_PAUSE_SECONDS = 5
 
 
 def work(
@@ -28,19 +30,21 @@ def work(
     app = current_app._get_current_object()  # type: ignore[attr-defined]  # of a LocalProxy
 
     def run() -> None:
+        pause = POLL_SECONDS
         while not stop.is_set():
             with app.app_context():
                 try:
-                    if batch := queue.claim_due():
+                    batch = queue.claim_due()
+                    pause = POLL_SECONDS
+                    if batch:
                         deliver_batch(batch, stop, on_done)
                         continue
                 except Exception:
                     event("worker_failed", logging.ERROR, exc_info=True)
-                    if not watch:
-                        return
+                    pause = min(2 * pause, MAX_PAUSE_SECONDS)
             if not watch:
                 return
-            stop.wait(POLL_SECONDS * random.uniform(0.8, 1.2))
+            stop.wait(pause * random.uniform(0.8, 1.2))
 
     pool = [threading.Thread(target=run, name=f"deliver-{n}") for n in range(threads)]
     for thread in pool:

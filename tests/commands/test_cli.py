@@ -654,3 +654,10 @@ def test_summary_shows_whose_numbers_never_receive_an_sms(
     assert [row["user_id"] for row in users] == [ann.id, ben.id]
     assert "share_without_sms=0.5" in flask("summary", "--sort", "without_sms")
     flask("summary", "--sort", "beauty", exit_code=2)
+
+
+@pytest.mark.parametrize("watch", [[], ["--watch"]])
+def test_a_worker_on_an_old_schema_says_so_and_ends(make_app, empty_database_url, flask, watch):
+    runner = make_app(DATABASE_URL=empty_database_url).test_cli_runner()
+    output = flask("webhooks", "deliver", *watch, exit_code=1, runner=runner)
+    assert output == "Error: the database schema is not current: run `flask db upgrade`\n"
