@@ -165,6 +165,17 @@ def test_an_outcome_without_the_lease_is_not_written(world, theirs):
     assert world.counted() == 0
 
 
+def test_a_worker_that_lost_its_lease_counts_what_the_next_holder_wrote(world):
+    world.add()
+
+    def take_over():
+        world.change(lease="another", leased_until=utcnow() + MINUTE, state="delivered")
+        return 500
+
+    with called_back(world, take_over):
+        assert world.work() == ["delivered"]
+
+
 def test_a_crash_between_commit_and_try_leaves_a_lease_that_runs_out(world):
     # The state in which kill -9 leaves it: leased, untried
     world.add(lease="dead-process", leased_until=utcnow() + MINUTE)
