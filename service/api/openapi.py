@@ -205,7 +205,12 @@ ENDPOINTS = [
         "/healthz",
         "Whether the service can work; needs no key.",
         schemas.HealthSchema,
-        [(errors.Unhealthy, "the database is away, or its schema is not current")],
+        [
+            (
+                errors.Unhealthy,
+                "the database is down or cannot be written to, or its schema is not current",
+            )
+        ],
         key=None,
         example='{"database":"ok"}',
     ),

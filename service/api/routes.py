@@ -10,7 +10,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTo
 
 from service import auth, errors, history, upstream
 from service.api import openapi, schemas
-from service.database import schema
+from service.database import health, schema
 from service.database.writing import release
 from service.fields import load_query
 from service.logs import event
@@ -123,13 +123,15 @@ def summary(key: str | None = None) -> dict[str, Any]:
 
 @bp.get("/healthz")
 def healthz() -> dict[str, Any]:
-    """Whether the database answers and its schema is current; needs no key."""
+    """Whether the database answers, its schema is current and a write would work; needs no key."""
     try:
-        current = schema.is_current()
+        current, obstacle = schema.is_current(), health.unwritable()
     except SQLAlchemyError as e:
         raise errors.Unhealthy("The database does not answer") from e
     if not current:
         raise errors.Unhealthy("The database schema is not current")
+    if obstacle:
+        raise errors.Unhealthy(obstacle)
     return success({"database": "ok"})
 
 

@@ -10,6 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from service import upstream
 from service.database.engine import db
+from service.database.health import unwritable
 from service.database.schema import is_current
 from service.logs import describe
 from service.webhooks import queue
@@ -43,10 +44,12 @@ def secret_key() -> Iterator[str]:
 
 
 def schema() -> Iterator[str]:
-    """The database answers, and its schema is current."""
+    """The database answers, its schema is current, and a write would work."""
     try:
         if not is_current():
             yield "the database schema is not current: run `flask db upgrade`"
+        if obstacle := unwritable():
+            yield obstacle
     except SQLAlchemyError as e:
         yield f"the database does not answer: {describe(e)}"
 

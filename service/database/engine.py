@@ -13,6 +13,9 @@ from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.orm import DeclarativeBase
 
 GALERA_NOT_READY = 1047
+# A server that cannot be written to any more (--read-only, a read-only transaction, read-only mode)
+# or has lost its cluster: after a failover another server has its name
+UNFIT = {1290, 1792, 1836, GALERA_NOT_READY}
 # How many seconds after its last use a connection is assumed to be alive
 TRUSTED_SECONDS = 1
 SQLITE_BUSY_SECONDS = 15
@@ -70,7 +73,7 @@ def set_up_mysql(engine: Engine, hosts: Iterable[tuple[str, int]]) -> None:
         record.info["used"] = time.monotonic()
 
     event.listen(engine, "checkout", _ping)
-    event.listen(engine, "handle_error", _leave_lost_node)
+    event.listen(engine, "handle_error", _leave_unfit_server)
 
 
 def _ping(connection: Any, record: Any, _proxy: Any) -> None:
@@ -82,8 +85,8 @@ def _ping(connection: Any, record: Any, _proxy: Any) -> None:
             raise DisconnectionError from e
 
 
-def _leave_lost_node(context: Any) -> None:
-    if error_code(context.original_exception) == GALERA_NOT_READY:
+def _leave_unfit_server(context: Any) -> None:
+    if error_code(context.original_exception) in UNFIT:
         context.is_disconnect = True
 
 

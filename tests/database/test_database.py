@@ -2,6 +2,8 @@
 
 import contextlib
 import functools
+import os
+import shutil
 import sqlite3
 import ssl
 import subprocess
@@ -263,7 +265,67 @@ def test_a_lock_that_is_never_free_is_given_up(app, two_users, locked_out):
     assert not db.session().in_transaction()
 
 
-PASSING = [1213, 1205, 1053, 2003, 2006, 2013, 2055, 1040, 1047]
+PASSING = [1213, 1205, 1053, 2003, 2006, 2013, 2055, 1040, 1047, 1290, 1792, 1836]
+
+
+@on_mariadb
+def test_a_server_that_becomes_read_only_is_left_for_the_one_that_has_its_name(
+    app, client, make_app, mariadb_server, two_users
+):
+    """A failover: the connection is given up, and the transaction run again on a fresh one."""
+    mariadb_server.run("CREATE OR REPLACE USER app@'127.0.0.1'")  # read_only does not bind root
+    mariadb_server.run("GRANT ALL ON migrated.* TO app@'127.0.0.1'")
+    url = mariadb_server.url("migrated").replace("root@", "app@")
+    seen = []
+
+    def work(tx):
+        seen.append(db.session.scalar(text("SELECT CONNECTION_ID()")))
+        if len(seen) > 1:
+            mariadb_server.run("SET GLOBAL read_only=0")
+        rename(two_users[0], "written")
+
+    with make_app(DATABASE_URL=url).app_context():
+        mariadb_server.run("SET GLOBAL read_only=1")
+        try:
+            transact(work)
+        finally:
+            mariadb_server.run("SET GLOBAL read_only=0")
+        assert db.session.get(User, two_users[0]).name == "written"
+    assert len(set(seen)) == len(seen) == 2
+
+
+@on_mariadb
+def test_healthz_says_that_the_server_is_read_only(client, flask, mariadb_server):
+    assert client.get("/healthz").status_code == 200
+    mariadb_server.run("SET GLOBAL read_only=1")
+    try:
+        response = client.get("/healthz")
+        problems = flask("doctor", "--json", exit_code=1)["problems"]
+    finally:
+        mariadb_server.run("SET GLOBAL read_only=0")
+    assert answer(response) == (503, "The database is read-only")
+    assert "The database is read-only" in problems
+
+
+@on_sqlite
+@pytest.mark.parametrize(
+    ("module", "name", "value", "sentence"),
+    [
+        (os, "access", lambda path, mode: path.suffix != ".sqlite3", "The database is read-only"),
+        (os, "access", lambda path, mode: path.suffix == ".sqlite3", "The database is read-only"),
+        (
+            shutil, "disk_usage", lambda path: SimpleNamespace(free=2**20 - 1),
+            "The database's disk is full",
+        ),
+    ],
+)  # fmt: skip
+def test_healthz_says_why_sqlite_could_not_write(
+    client, monkeypatch, module, name, value, sentence
+):
+    """As the system would: who tests may be root, whom no file refuses."""
+    assert client.get("/healthz").status_code == 200
+    monkeypatch.setattr(module, name, value)
+    assert answer(client.get("/healthz")) == (503, sentence)
 
 
 @on_mariadb
