@@ -84,7 +84,9 @@ DATABASE_VARIABLES = (
 # Connections of each process: small plans allow ten, for two web processes and a worker. None is
 # held across a call to others, so a few serve many threads.
 POOL_SIZE = 3
-POOL = {"pool_size": POOL_SIZE, "max_overflow": 0}
+# ... for one of which a call waits so many seconds
+POOL_SECONDS = 5
+POOL = {"pool_size": POOL_SIZE, "max_overflow": 0, "pool_timeout": POOL_SECONDS}
 MYSQL_DRIVERS = ("mysql", "mysql2", "mysql+pymysql", "mariadb", "mariadb+pymysql")
 # How far `ssl-mode` trusts the server: (certificate checked, name checked)
 SSL_MODES = {

@@ -10,12 +10,14 @@ from typing import Any
 
 import click
 from flask import Flask, Response, request
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from config import Config, ConfigError
 from service import commands, history, logs, pages, upstream
 from service.api import routes
 from service.database.engine import db, migrate, set_up_mysql, set_up_sqlite
+from service.errors import Busy
 from service.pages import session
 from service.webhooks import attempt, queue
 
@@ -85,6 +87,8 @@ def _development_secret(folder: Path) -> str:
 
 
 def _answer_error(error: Exception) -> Any:
+    if isinstance(error, PoolTimeout):
+        error = Busy()
     return routes.answer_error(error) if routes.serves(request) else pages.answer_error(error)
 
 

@@ -97,6 +97,15 @@ class NotFound(ApiError):
     status, message = 404, "There is no such page."
 
 
+class Busy(ApiError):
+    """No database connection became free in time."""
+
+    status, message = 503, "The service is busy. Try again in a moment."
+
+    def __init__(self) -> None:
+        super().__init__(headers={"Retry-After": "5"})
+
+
 class Unhealthy(ApiError):
     status, message = 503, "Service unavailable"
 

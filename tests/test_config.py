@@ -13,7 +13,7 @@ from tests.fixtures import ROOT
 
 DEFAULTS = {
     "SQLALCHEMY_DATABASE_URI": "sqlite:///service.sqlite3",
-    "SQLALCHEMY_ENGINE_OPTIONS": {"pool_size": 3, "max_overflow": 0},
+    "SQLALCHEMY_ENGINE_OPTIONS": {"pool_size": 3, "max_overflow": 0, "pool_timeout": 5},
     "DATABASE_HOSTS": [],
     "MAIN_SERVER_URL": None,
     "SYSTEM_API_KEY": None,
@@ -150,6 +150,7 @@ def test_mysql_answers_in_bounded_time_or_is_given_up():
         "pool_reset_on_return": None,
         "pool_size": 3,
         "max_overflow": 0,
+        "pool_timeout": 5,
     }
     url = config.SQLALCHEMY_DATABASE_URI
     assert (url.drivername, dict(url.query)) == ("mysql+pymysql", {})

@@ -275,6 +275,7 @@ def torture(kind, kills, folder):
         with app.app_context():
             settle()
             found = check(clients, receiver)
+            db.session.remove()  # or its connection is not among those that are closed
             db.engine.dispose()
     statuses = sum((client.statuses for client in clients), Counter())
     figures = {"database": kind, "kills": dict(killed), "seconds": round(seconds)}

@@ -12,6 +12,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from sqlalchemy import Connection, CursorResult, Executable, Insert, Table
 from sqlalchemy.dialects import mysql, sqlite
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.attributes import set_committed_value
 
@@ -114,7 +115,7 @@ def transact_within(patience: float, work: Work[P, T], *args: P.args, **kwargs: 
                 result = work(Transaction(db.session(), connection), *args, **kwargs)
                 db.session.commit()
             return result
-        except DBAPIError as e:
+        except (DBAPIError, PoolTimeout) as e:
             db.session.rollback()
             if time.monotonic() > give_up or not _is_passing(e):
                 raise
@@ -131,7 +132,9 @@ def release() -> None:
         db.session.commit()
 
 
-def _is_passing(error: DBAPIError) -> bool:
+def _is_passing(error: DBAPIError | PoolTimeout) -> bool:
+    if isinstance(error, PoolTimeout):
+        return True
     is_known = error_code(error.orig) in PASSING_MYSQL or "locked" in str(error.orig)
     return error.connection_invalidated or is_known
 

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy import Executable, bindparam, delete, select, update
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm.attributes import set_committed_value
 
 from service import upstream
@@ -93,7 +93,7 @@ def _record(
         # Granted but not recorded: this line is the only trace of the number
         event("number_not_recorded", logging.CRITICAL, exc_info=True,
               phone_number=f"+{grant.digits}", **fields)  # fmt: skip
-        with contextlib.suppress(DBAPIError):
+        with contextlib.suppress(SQLAlchemyError):
             transact_within(0, _run, _MARK_UNKNOWN, row)
         raise UnableToGetNumber from e
     for name, value in changes.items():

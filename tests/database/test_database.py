@@ -21,7 +21,7 @@ from flask_migrate import downgrade, upgrade
 from sqlalchemy import event, func, inspect, select, text
 from sqlalchemy.exc import DBAPIError
 
-from config import POOL_SIZE, Config, ConfigError, database
+from config import POOL, POOL_SIZE, Config, ConfigError, database
 from service.database import schema
 from service.database.columns import utcnow
 from service.database.engine import db
@@ -767,3 +767,58 @@ def test_two_processes_of_eight_threads_lose_nothing(start, make_user, app, tmp_
     with app.app_context():
         assert db.session.scalar(select(func.sum(SystemSummary.numbers))) == 320
         assert db.session.scalar(select(func.count()).select_from(PhoneNumber)) == 320
+
+
+@contextlib.contextmanager
+def no_connection_free(app):
+    with app.app_context():
+        taken = [db.engine.connect() for _ in range(POOL_SIZE)]
+    try:
+        yield
+    finally:
+        for connection in taken:
+            connection.close()
+
+
+@on_sqlite
+def test_who_waits_in_vain_for_a_connection_is_told_to_come_again(
+    monkeypatch, make_app, make_user, database_url
+):
+    assert Config({}).SQLALCHEMY_ENGINE_OPTIONS["pool_timeout"] == 5
+    monkeypatch.setitem(POOL, "pool_timeout", 0.1)
+    app = make_app()
+    user, client = make_user(), app.test_client()
+    with no_connection_free(app):
+        busy = client.get(f"/api/get-number/{user.key}?country_id=1")
+        page = client.post("/login", data={"csrf_token": token(client), "api_key": user.key})
+        unhealthy = client.get("/healthz")
+    sentence = "The service is busy. Try again in a moment."
+    assert answer(busy) == (503, sentence)
+    assert busy.headers["Retry-After"] == page.headers["Retry-After"] == "5"
+    assert (page.status_code, sentence in page.text) == (503, True)
+    assert answer(unhealthy) == (503, "The database does not answer")
+
+
+@on_sqlite
+def test_a_transaction_waits_for_a_connection_as_for_a_lock(
+    monkeypatch, make_app, two_users, database_url
+):
+    """What was granted or received meanwhile is recorded once there is one."""
+    monkeypatch.setitem(POOL, "pool_timeout", 0.1)
+    app = make_app()
+    failed = threading.Event()
+    with app.app_context():
+        event.listen(db.session, "after_rollback", lambda session: failed.set())
+        taken = no_connection_free(app)
+        taken.__enter__()
+
+        def let_go():
+            failed.wait(60)
+            taken.__exit__(None, None, None)
+
+        thread = threading.Thread(target=let_go)
+        thread.start()
+        db.session.remove()
+        transact(lambda tx: rename(two_users[0], "written"))
+        thread.join()
+        assert db.session.get(User, two_users[0]).name == "written"
