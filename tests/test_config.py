@@ -190,6 +190,7 @@ def test_tls_unless_it_is_disabled():
         options("?ssl-mode=off")
 
 
+@pytest.mark.server
 def test_the_env_file_fills_what_the_environment_does_not_set(tmp_path):
     shutil.copy(ROOT / "config.py", tmp_path)
     (tmp_path / ".env").write_text("PORT=1\nTHREADS=3\n")

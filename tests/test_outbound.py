@@ -163,6 +163,7 @@ def kind():
     return subprocess.run(command, cwd=ROOT, timeout=100).returncode
 
 
+@pytest.mark.server
 def test_the_deadline_holds_in_a_forked_process():
     """A server may fork after it made a call; a fork has none of its parent's threads."""
     program = """
@@ -176,6 +177,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         assert run_program(program, url) == 7
 
 
+@pytest.mark.server
 def test_a_look_up_that_never_ends_does_not_keep_the_process_from_ending():
     program = """
 socket.getaddrinfo = lambda *_args, **_options: time.sleep(1000)

@@ -211,6 +211,7 @@ def status_of(pid, field):
     return re.search(rf"^{field}:\s+(\w+)", Path(f"/proc/{pid}/status").read_text(), re.M)[1]
 
 
+@pytest.mark.server
 @pytest.mark.parametrize(("given", "processes"), [({}, "2"), ({"WEB_CONCURRENCY": "3"}, "3")])
 def test_gunicorn_is_set_up_from_the_settings(given, processes):
     """A call that waits for the main server twice and for a receiver is never cut."""

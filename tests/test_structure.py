@@ -116,6 +116,7 @@ def test_every_route_decides_who_may_call(app):
             assert client.get(rule.rule).headers["Location"] == "/login"
 
 
+@pytest.mark.server
 def test_the_sandbox_is_no_part_of_production():
     code = "import wsgi, sys; assert not {'service.sandbox', 'service.demo'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -47,6 +47,7 @@ NO_USER: list[Failure] = [
 ]
 BAD_PARAMETER: Failure = (400, "a sentence naming the parameter"), "a parameter is not as described"
 INTERNAL: Failure = (errors.ApiError, "an unforeseen error")
+BUSY: Failure = (errors.Busy, "no database connection became free in time; see `Retry-After`")
 
 PHONE_PATTERN = r"^(\+|00|(?!00))[0-9]{4,20}$"
 PHONE: dict[str, Any] = {
@@ -125,6 +126,7 @@ ENDPOINTS = [
             (errors.Unauthorized, "no valid key, or its user is inactive or not approved"),
             (errors.SystemConfigurationError, "the main server or its key is not configured"),
             (errors.ServiceFetchFailed, "the main server gave no usable answer"),
+            BUSY,
             (("its own", "its own"), "the main server answered an error"),
         ],
         example='{"countries":[{"id":1,"name":"United States","phone_code":"1"},…],'
@@ -144,6 +146,7 @@ ENDPOINTS = [
             (errors.CountriesUnavailable, "`national`, and the country's phone code is unknown"),
             (errors.NoNumberReceived, "the main server has none"),
             (errors.UnableToGetNumber, "anything else that fails"),
+            BUSY,
         ],
         query=(schemas.GetNumberQuery, UserIdQuery),
         headers=(IDEMPOTENCY_KEY,),
@@ -155,7 +158,7 @@ ENDPOINTS = [
         "/api/numbers",
         "The user's numbers, newest first.",
         schemas.NumbersData,
-        [*NO_USER, BAD_PARAMETER, INTERNAL],
+        [*NO_USER, BAD_PARAMETER, INTERNAL, BUSY],
         query=(schemas.NumbersQuery, UserIdQuery),
         example='{"numbers":[{"id":1,"phone_number":"+447400849540","country_id":2,'
         '"operator_id":null,"assigned_at":"2026-11-25T09:29:00.123456Z"}]}',
@@ -165,7 +168,7 @@ ENDPOINTS = [
         "/api/messages",
         "The user's SMS, oldest first: those after `after`, else the latest.",
         schemas.MessagesData,
-        [*NO_USER, BAD_PARAMETER, INTERNAL],
+        [*NO_USER, BAD_PARAMETER, INTERNAL, BUSY],
         query=(schemas.MessagesQuery, UserIdQuery),
         query_example="?phone_number=447400849540&wait=25",
         example='{"messages":[{"id":1,"phone_number":"+447400849540",'
@@ -177,7 +180,7 @@ ENDPOINTS = [
         "/api/summary",
         "The user's counts: in all, and of each day (UTC).",
         schemas.SummarySchema,
-        [*NO_USER, BAD_PARAMETER, INTERNAL],
+        [*NO_USER, BAD_PARAMETER, INTERNAL, BUSY],
         query=(schemas.SummaryQuery, UserIdQuery),
         example='{"totals":{"numbers":7,"sms":9,"otps":8,"webhooks_delivered":8},'
         '"days":[{"numbers":0,"sms":0,"otps":0,"webhooks_delivered":0,"day":"2026-10-27"},…]}',
@@ -193,6 +196,7 @@ ENDPOINTS = [
             (errors.InvalidSignature, "the gateway signs, and this is not its signature"),
             ((413, "too large"), "more than 256 KiB"),
             INTERNAL,
+            BUSY,
         ],
         key="ingest_key",
         method="post",

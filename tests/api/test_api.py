@@ -233,6 +233,7 @@ def test_no_prefix_is_believed(make_app):
 # --- the start ----------------------------------------------------------------------------
 
 
+@pytest.mark.server
 def test_a_secret_key_is_made_once_and_kept(tmp_path, database_url):
     """For one machine, readable by nobody else; one that is set leaves no file behind."""
     shutil.copytree(ROOT / "service", tmp_path / "service")

@@ -436,6 +436,7 @@ def test_summary_counts_in_all_per_day_and_per_user(make_app, flask, make_user):
     assert "numbers=1" in flask("summary")
 
 
+@pytest.mark.server
 def test_a_command_prints_its_answer_alone(database_url):
     """What it logs, that there is no SECRET_KEY for one, is on stderr."""
     env = {"PATH": str(BIN), "DATABASE_URL": database_url, "SECRET_KEY": ""}
@@ -602,11 +603,13 @@ def test_migrations_go_up_and_down_and_leave_no_drift(make_app, empty_database_u
         check()
 
 
+@pytest.mark.server
 def test_demo_once_makes_the_round_trip(flask):
     output = flask("demo", "--once")
     assert "4. webhook: delivered, signed, and exactly as documented" in output
 
 
+@pytest.mark.server
 @on_sqlite
 @pytest.mark.parametrize("told_by", ["--port", "PORT"])
 def test_demo_serves_until_it_is_stopped(start, tmp_path, database_url, told_by):

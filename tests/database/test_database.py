@@ -730,6 +730,7 @@ def test_a_new_sqlite_file_waits_for_the_process_that_makes_it(make_app, tmp_pat
     assert refused == ["database is locked"]
 
 
+@pytest.mark.server
 def test_release_processes_at_once_do_no_harm(make_app, empty_database_url):
     env = {"PATH": str(BIN), "DATABASE_URL": empty_database_url, "SECRET_KEY": SECRET_KEY}
     command = [BIN / "flask", "db", "upgrade"]

@@ -516,6 +516,7 @@ def test_doctor_tells_of_what_has_been_due_for_a_minute(world, flask, late, told
     assert ("due" in str(problems)) == told
 
 
+@pytest.mark.server
 def test_two_workers_one_killed_mid_drain_deliver_all(world, tmp_path, database_url):
     """kill -9 of one of two real workers while both call: all delivered, none lost."""
     rows = world.add(80)
