@@ -961,3 +961,12 @@ def test_the_idempotency_key_is_returned_with_the_number(client, make_user, main
     assert client.get(path, headers={"Idempotency-Key": "k-1"}).headers["Idempotency-Key"] == "k-1"
     assert "Idempotency-Key" not in client.get(path, headers={"Idempotency-Key": "ключ"}).headers
     assert "Idempotency-Key" not in client.get(path).headers
+
+
+@on_sqlite
+def test_a_system_key_is_one_part_of_the_path_whatever_is_in_it(make_app, make_user, requests_mock):
+    requests_mock.get(re.compile(MAIN), **grant())
+    client = make_app(SYSTEM_API_KEY="a/b?c#d").test_client()
+    assert client.get(f"/api/get-number/{make_user().key}?country_id=1").status_code == 200
+    [call] = requests_mock.request_history
+    assert call.url.startswith(f"{MAIN}/api/get-number/a%2Fb%3Fc%23d?country_id=1")
