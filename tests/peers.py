@@ -22,6 +22,14 @@ class _Quiet(WSGIRequestHandler):
     def log_request(self, *_):
         pass
 
+    def run_wsgi(self):
+        try:
+            super().run_wsgi()
+        finally:
+            # Werkzeug leaves an answer open, a file perhaps, whose client has gone meanwhile
+            with contextlib.suppress(KeyError, AttributeError):
+                self.environ["tests.answer"].close()
+
 
 @contextlib.contextmanager
 def serving(wsgi_app):
@@ -30,7 +38,12 @@ def serving(wsgi_app):
     The service itself is served until its last call is over: one whose client has gone still holds
     a database connection.
     """
-    server = make_server("127.0.0.1", 0, wsgi_app, threaded=True, request_handler=_Quiet)
+
+    def noted(environ, start_response):
+        environ["tests.answer"] = answer = wsgi_app(environ, start_response)
+        return answer
+
+    server = make_server("127.0.0.1", 0, noted, threaded=True, request_handler=_Quiet)
     server.daemon_threads = "sqlalchemy" not in getattr(wsgi_app, "extensions", {})
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
