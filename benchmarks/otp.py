@@ -8,7 +8,7 @@ import sys
 import time
 
 from service.sms import otp
-from tests import otp_accuracy
+from tests.sms import otp_accuracy
 
 LENGTH = 10_000
 LIMIT = 10  # ms of CPU
