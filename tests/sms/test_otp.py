@@ -201,7 +201,7 @@ def test_text_beyond_the_maximum_is_not_read():
 
 @pytest.mark.parametrize("kind", ["code", "none"])
 def test_accuracy_on_the_corpus(kind):
-    """It was tuned to these; `python -m tests.otp_accuracy` prints what it was not, too."""
+    """It was tuned to these; `python -m tests.sms.otp_accuracy` prints what it was not, too."""
     rates = otp_accuracy.rates(otp_accuracy.read(otp_accuracy.FILES["written with the rules"]))
     assert rates[kind == "none"] >= 0.99
 
