@@ -826,3 +826,10 @@ def test_docs_and_the_document_tell_of_the_webhook(client):
 def test_docs_need_no_login(app):
     page = app.test_client().get("/docs").text
     assert "YOUR_API_KEY" in page and "Log in" in page
+
+
+def test_every_page_leads_on_to_the_others(browser):
+    paths = ("", "/numbers", "/messages", "/webhooks", "/edit", "/secret", "/key")
+    for path in [f"/profile{path}" for path in paths] + ["/docs", "/logout"]:
+        page = browser.get(path).text
+        assert 'href="/profile/webhooks"' in page and ">Log out</button>" in page, path
