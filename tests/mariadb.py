@@ -76,6 +76,14 @@ class MariaDB:
             cursor.execute(sql)
             return cursor.fetchall()
 
+    def row_lock_waits(self):
+        """How many transactions wait for a row.
+
+        Not from innodb_trx: that is a copy, which is not renewed while it is read every 100 ms.
+        """
+        [(_, waits)] = self.run("SHOW GLOBAL STATUS LIKE 'Innodb_row_lock_current_waits'")
+        return int(waits)
+
     def url(self, database):
         return f"mysql://root@127.0.0.1:{self.port}/{database}?reconnect=true"
 

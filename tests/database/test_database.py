@@ -500,10 +500,7 @@ def test_of_two_rotations_that_overlap_the_second_sees_the_first(app, make_user,
         browser.post("/profile/key", data=form)
         told[key] = browser.get("/profile/edit").status_code == 200
 
-    def there_is(where):
-        found = f"SELECT 1 FROM information_schema.{where}"
-        until(lambda: mariadb_server.run(found))
-
+    has_the_row = "SELECT 1 FROM information_schema.processlist WHERE state = 'User lock'"
     threads = [threading.Thread(target=rotate, args=args) for args in browsers]
     gate = "IF GET_LOCK('gate', 60) THEN DO RELEASE_LOCK('gate'); END IF;"
     mysql_trigger(app, "UPDATE", "users", gate)
@@ -511,9 +508,9 @@ def test_of_two_rotations_that_overlap_the_second_sees_the_first(app, make_user,
         with mariadb_server.connect() as holder, holder.cursor() as cursor:
             cursor.execute("SELECT GET_LOCK('gate', 0)")
             threads[0].start()
-            there_is("processlist WHERE state = 'User lock'")  # it has the row
+            until(lambda: mariadb_server.run(has_the_row))
             threads[1].start()
-            there_is("innodb_trx WHERE trx_state = 'LOCK WAIT'")
+            until(mariadb_server.row_lock_waits)
         for thread in threads:
             thread.join()
     finally:
