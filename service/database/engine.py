@@ -1,8 +1,9 @@
 """The connection to the database: SQLite, MySQL, or a Galera cluster."""
 
+import random
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import pymysql
@@ -18,7 +19,9 @@ GALERA_NOT_READY = 1047
 UNFIT = {1290, 1792, 1836, GALERA_NOT_READY}
 # How many seconds after its last use a connection is assumed to be alive
 TRUSTED_SECONDS = 1
+# How long a locked SQLite file is waited for, and the longest pause between two tries
 SQLITE_BUSY_SECONDS = 15
+SQLITE_PAUSE_SECONDS = 0.02
 
 
 class Base(DeclarativeBase):
@@ -116,14 +119,17 @@ def set_up_sqlite(engine: Engine) -> None:
     """Make SQLite safe for many threads and processes.
 
     Write transactions take the write lock when they begin, so that none is lost or fails half-way;
-    synchronous=FULL, since what was acknowledged must survive a power cut.
+    synchronous=FULL, since what was acknowledged must survive a power cut. SQLite itself never
+    waits for a lock, since that would stop every call of a process that is one thread.
     """
 
     @event.listens_for(engine, "connect")
     def _connect(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # the driver must not emit BEGIN itself
-        connection.execute(f"PRAGMA busy_timeout={SQLITE_BUSY_SECONDS * 1000}")
-        _use_wal(connection)
+        connection.execute("PRAGMA busy_timeout=0")
+        # For good. This upgrades a lock, which no busy_timeout would wait for either
+        # (https://sqlite.org/c3ref/busy_handler.html)
+        _when_free(connection.execute, "PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")
 
@@ -132,16 +138,26 @@ def set_up_sqlite(engine: Engine) -> None:
         writes = connection.get_execution_options().get("writes")
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
+    @event.listens_for(engine, "do_execute")
+    def _execute(cursor: Any, statement: str, parameters: Any, _context: Any) -> bool:
+        _when_free(cursor.execute, statement, parameters)
+        return True  # SQLAlchemy needs not execute it
 
-def _use_wal(connection: Any) -> None:
-    """Switch the file to WAL permanently. This upgrades a lock, for which SQLite ignores
-    busy_timeout (https://sqlite.org/c3ref/busy_handler.html)."""
-    give_up = time.monotonic() + SQLITE_BUSY_SECONDS
+
+def _when_free(execute: Callable[..., Any], *statement: Any) -> None:
+    """Execute the statement as soon as the file is not locked; raises OperationalError if that
+    takes too long."""
+    give_up, pause = time.monotonic() + SQLITE_BUSY_SECONDS, 0.001
     while True:
         try:
-            connection.execute("PRAGMA journal_mode=WAL")
+            execute(*statement)
             return
-        except sqlite3.OperationalError:
+        except sqlite3.OperationalError as e:
+            # An extended code of SQLITE_BUSY, but not the one that waiting cannot help
+            is_locked = e.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+            if not is_locked or e.sqlite_errorcode == sqlite3.SQLITE_BUSY_SNAPSHOT:
+                raise
             if time.monotonic() > give_up:
                 raise
-            time.sleep(0.01)
+        time.sleep(pause * random.uniform(0.5, 1))
+        pause = min(2 * pause, SQLITE_PAUSE_SECONDS)

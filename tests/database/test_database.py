@@ -149,7 +149,7 @@ def test_connections_are_set_up_as_promised(app):
         if db.engine.dialect.name == "sqlite":
             pragmas = ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
             found = [db.session.scalar(text(f"PRAGMA {name}")) for name in pragmas]
-            assert found == ["wal", 2, 1, 15000]
+            assert found == ["wal", 2, 1, 0]  # SQLite itself never waits
         else:
             variables = "@@tx_isolation, @@character_set_connection, @@innodb_lock_wait_timeout"
             found = db.session.execute(text(f"SELECT {variables}")).one()
@@ -211,24 +211,21 @@ def test_a_real_deadlock_is_tried_again_as_a_whole(app, two_users):
 
 
 @pytest.fixture
-def locked_out(app, database_url):
+def locked_out(app, database_url, monkeypatch):
     """Somebody else writes, and who waits for that gives up soon.
 
     Gives `errors`, the numbers of the failures so far, and `release`, called after each.
     """
     state = SimpleNamespace(errors=[], release=lambda: None)
-    on_sqlite = database_url.startswith("sqlite")
+    monkeypatch.setattr("service.database.engine.SQLITE_BUSY_SECONDS", 0.01)
     with app.app_context():
         engine = db.engine
-        # Until then a connection has the promised patience
-        engine.dispose()
-        short = "PRAGMA busy_timeout=10" if on_sqlite else "SET innodb_lock_wait_timeout=1"
+        if not database_url.startswith("sqlite"):
+            engine.dispose()  # until then a connection has the promised patience
 
-        @event.listens_for(engine, "connect")
-        def hurry(connection, _record):
-            cursor = connection.cursor()
-            cursor.execute(short)
-            cursor.close()
+            @event.listens_for(engine, "connect")
+            def hurry(connection, _record):
+                connection.query("SET innodb_lock_wait_timeout=1")
 
         @event.listens_for(engine, "handle_error")
         def failed(context):
@@ -702,6 +699,28 @@ def test_migrations_over_data_up_and_down(make_app, empty_database_url):
         assert secret == "whsec_old"
         release()
         downgrade(revision="base")
+
+
+@on_sqlite
+def test_a_locked_sqlite_file_is_waited_for_without_standing_still(app, tmp_path, monkeypatch):
+    """By a reader too, whom a recovery shuts out, and by pausing between tries: other calls of the
+    same process go on meanwhile."""
+    other = sqlite3.connect(tmp_path / "test.sqlite3", isolation_level=None)
+    other.execute("PRAGMA locking_mode=EXCLUSIVE")
+    pauses = []
+
+    def pause(seconds):
+        pauses.append(seconds)
+        if len(pauses) == 10:
+            other.close()
+
+    with app.app_context():
+        db.engine.dispose()
+        other.execute("BEGIN IMMEDIATE")
+        monkeypatch.setattr("time.sleep", pause)
+        assert db.session.scalar(select(func.count()).select_from(User)) == 0
+    assert len(pauses) == 10
+    assert pauses[0] < pauses[-1] <= 0.02
 
 
 @on_sqlite
