@@ -61,10 +61,10 @@ class Config:
         # ... what is logged: DEBUG, INFO, WARNING or ERROR
         self.LOG_LEVEL = read.choice("LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR"))
 
-        # gunicorn.conf.py: where to listen, how many processes, threads in each
+        # gunicorn.conf.py: where to listen, how many processes, calls at once in each
         self.PORT = read.integer("PORT", 8000, 1, 65535)
         self.WEB_CONCURRENCY = read.integer("WEB_CONCURRENCY", 2, 1, 64)
-        self.THREADS = read.integer("THREADS", 8, 1, 256)
+        self.WORKER_CONNECTIONS = read.integer("WORKER_CONNECTIONS", 1000, 20, 10000)
 
     @classmethod
     def from_environment(cls) -> "Config":

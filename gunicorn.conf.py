@@ -1,53 +1,27 @@
 """How gunicorn serves the app: `gunicorn wsgi:app`; the numbers come from config.py."""
 
-import socket
-import struct
-from typing import Any
+# First of all: what is imported before keeps the blocking sockets and locks
+from gevent import monkey
 
-from gunicorn.workers.gthread import ThreadWorker
+monkey.patch_all()
 
-from config import Config
-from service import logs
+import os  # noqa: E402
+import socket  # noqa: E402
 
-
-class Worker(ThreadWorker):
-    """gthread that, when told to stop, first accepts every connection that waits for it.
-
-    Upstream's keeps the listening socket open until its last answer is out: whoever connects
-    meanwhile is reset. Here they are answered, and whoever comes later is refused at once, which
-    makes a router try another dyno.
-    """
-
-    def set_accept_enabled(self, enabled: bool) -> None:
-        super().set_accept_enabled(enabled)
-        if not self.alive:
-            for listener in self.sockets:
-                before = -1
-                while before != self.nr_conns or waiting(listener):
-                    before = self.nr_conns
-                    self.accept(listener)
-                listener.close()
-
-
-def waiting(listener: Any) -> int:
-    """How many connections wait to be accepted; 0 if the system does not tell.
-
-    After an accept() that found none, other threads may run for milliseconds before this one
-    continues, and whoever connects then would be reset.
-    """
-    if not hasattr(socket, "TCP_INFO") or listener.family == socket.AF_UNIX:
-        return 0
-    # tcpi_unacked is the length of a listening socket's queue (Linux, tcp_get_info())
-    info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 28)
-    return int(struct.unpack_from("I", info, 24)[0])
-
+from config import Config  # noqa: E402
+from service import logs  # noqa: E402
+from service.web_worker import WebWorker, affordable  # noqa: E402
 
 settings = Config.from_environment()
+connections = affordable(settings.WORKER_CONNECTIONS)
+# The processes read the settings anew, and divide what there is
+os.environ["WORKER_CONNECTIONS"] = str(connections)
 
-bind = f"0.0.0.0:{settings.PORT}"
-worker_class = Worker  # gthread
+# IPv6 and IPv4
+bind = f"[::]:{settings.PORT}" if socket.has_dualstack_ipv6() else f"0.0.0.0:{settings.PORT}"
+worker_class = WebWorker  # gevent
 workers = settings.WEB_CONCURRENCY
-threads = settings.THREADS
+worker_connections = connections
 # A call waits for the main server, or for a webhook's receiver, and then answers
 timeout = int(2 * settings.UPSTREAM_TIMEOUT + settings.WEBHOOK_TIMEOUT) + 30
 graceful_timeout = timeout

@@ -93,9 +93,9 @@ def against_the_floor(case, request, at_most):
 
 
 def slow(bench, table, engine):
-    """100 callers of a main server that takes 300 ms, on 2 workers of 100 threads."""
+    """100 callers of a main server that takes 300 ms, on 2 processes."""
     url = bench.database(engine)
-    server = bench.serve("ours", url, path="/slow", THREADS="100")
+    server = bench.serve("ours", url, path="/slow")
     requests, most = [harness.get_number(n) for n in EVERYBODY], 0
 
     def watch():

@@ -27,7 +27,6 @@ TICK = os.sysconf("SC_CLK_TCK")
 SYSTEM_KEY = "system-key-of-the-benchmarks"
 INGEST_KEY = "ing_benchmarks"
 USERS = 16
-THREADS = 8
 # Only what a round measures: no process is replaced by a fresh one in the middle of it
 GUNICORN = ("gunicorn", "--max-requests", "0")
 # What answers on the port: ours, the floor of the same stack, the same job on another stack
@@ -150,7 +149,7 @@ class Bench:
         return self.env(
             DATABASE_URL=database, MAIN_SERVER_URL=self.url + path, SYSTEM_API_KEY=SYSTEM_KEY,
             SECRET_KEY="benchmarks", WEBHOOK_REQUIRE_HTTPS="0", INIT_CACHE_SECONDS="3600",
-            WEBHOOK_ALLOWED_NETWORKS="127.0.0.0/8", WEB_CONCURRENCY="2", THREADS=str(THREADS),
+            WEBHOOK_ALLOWED_NETWORKS="127.0.0.0/8", WEB_CONCURRENCY="2",
             BENCH_HOOK=f"{self.url}/hook",
         ) | more  # fmt: skip
 

@@ -1,12 +1,10 @@
 """What users read back: their numbers, SMS, deliveries and counts."""
 
-import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from flask import Flask, current_app
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import selectinload
 
@@ -22,14 +20,10 @@ from service.database.models import (
     UserSummary,
 )
 from service.database.writing import release
-from service.limits import Slots
+from service.limits import share
 
 COUNTS = ("numbers", "sms", "otps", "webhooks_delivered")
 POLL_SECONDS = 0.5
-
-
-def init_app(app: Flask) -> None:
-    app.extensions["waiting"] = Slots()
 
 
 def numbers(
@@ -74,21 +68,12 @@ def messages(
     query = query.with_for_update(read=True)
     rows = _read(query)
     if not rows and wait:
-        with _place(user) as may_wait:
+        with share("waiters").take(user.id) as may_wait:
             give_up = time.monotonic() + wait
             while may_wait and not rows and (rest := give_up - time.monotonic()) > 0:
                 time.sleep(min(rest, POLL_SECONDS))
                 rows = _read(query)
     return rows if after is not None else rows[::-1]
-
-
-@contextlib.contextmanager
-def _place(user: User) -> Iterator[bool]:
-    """Whether this call may wait, since waiting holds a thread: half of the threads are reserved
-    for other calls, and one user gets at most half of the rest."""
-    waiting, places = current_app.extensions["waiting"], current_app.config["THREADS"] // 2
-    with waiting.take("all", places) as free, waiting.take(user.id, (places + 1) // 2) as own:
-        yield free and own
 
 
 def _read(query: Select[Message]) -> Sequence[Message]:

@@ -6,13 +6,35 @@ import time
 from collections import Counter
 from collections.abc import Hashable, Iterator
 
+from flask import Flask, current_app
+
 from service.errors import TooManyTries
+
+# Of the calls that a process handles at once, how many may wait for whom. The rest is left to those
+# that wait for nobody
+SHARES = {"main_server": 0.35, "receivers": 0.2, "waiters": 0.3}
+# ... and how many may be waited for until they have sent their request
+SLOW_CLIENTS = 0.1
+
+
+def init_app(app: Flask) -> None:
+    connections = app.config["WORKER_CONNECTIONS"]
+    app.extensions["shares"] = {
+        name: Slots(int(part * connections)) for name, part in SHARES.items()
+    }
+
+
+def share(name: str) -> "Slots":
+    """The places of one of SHARES, taken by user."""
+    found: Slots = current_app.extensions["shares"][name]
+    return found
 
 
 class Slots:
-    """Counts what is in progress for each name."""
+    """Counts what is in progress for each name: at most `places` in all, a quarter for one name."""
 
-    def __init__(self) -> None:
+    def __init__(self, places: int) -> None:
+        self.places, self.quarter = places, max(1, places // 4)
         self._busy: Counter[Hashable] = Counter()
         self._lock = threading.Lock()
 
@@ -22,10 +44,12 @@ class Slots:
             return [name for name, busy in self._busy.items() if busy >= limit]
 
     @contextlib.contextmanager
-    def take(self, name: Hashable, limit: int) -> Iterator[bool]:
-        """Hold a slot while the block runs; yields whether one was free."""
+    def take(self, name: Hashable, limit: int | None = None) -> Iterator[bool]:
+        """Hold a place while the block runs; yields whether one was free for `name`, which gets
+        `limit` of them (default: a quarter)."""
+        limit = self.quarter if limit is None else limit
         with self._lock:
-            taken = self._busy[name] < limit
+            taken = self._busy[name] < limit and self._busy.total() < self.places
             self._busy[name] += taken
         try:
             yield taken

@@ -30,7 +30,7 @@ DEFAULTS = {
     "LOG_LEVEL": "INFO",
     "PORT": 8000,
     "WEB_CONCURRENCY": 2,
-    "THREADS": 8,
+    "WORKER_CONNECTIONS": 1000,
 }
 
 
@@ -52,7 +52,7 @@ def test_the_defaults(value):
         ("RETENTION_DAYS", ["1", "3650"], ["0", "3651", "1_0", "7.0", "+7"]),
         ("PORT", ["1", "65535", " 80 "], ["0", "65536"]),
         ("WEB_CONCURRENCY", ["1", "64"], ["0", "65"]),
-        ("THREADS", ["1", "256"], ["0", "257", "٣", "9" * 5000]),
+        ("WORKER_CONNECTIONS", ["20", "10000"], ["19", "10001", "٣", "9" * 5000]),
     ],
 )
 def test_the_bounds_of_each_number(name, good, bad):
@@ -193,8 +193,10 @@ def test_tls_unless_it_is_disabled():
 @pytest.mark.server
 def test_the_env_file_fills_what_the_environment_does_not_set(tmp_path):
     shutil.copy(ROOT / "config.py", tmp_path)
-    (tmp_path / ".env").write_text("PORT=1\nTHREADS=3\n")
-    code = "from config import Config; c = Config.from_environment(); print(c.PORT, c.THREADS)"
+    (tmp_path / ".env").write_text("PORT=1\nWEB_CONCURRENCY=3\n")
+    code = (
+        "from config import Config; c = Config.from_environment(); print(c.PORT, c.WEB_CONCURRENCY)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env={"PORT": "2"}, capture_output=True,
         text=True, check=True,

@@ -2,13 +2,12 @@
 
 import contextlib
 import itertools
-import os
 import re
 import signal
 import socket
 import subprocess
+import sys
 import threading
-from pathlib import Path
 
 import pytest
 import requests
@@ -22,6 +21,7 @@ from tests.databases import on_sqlite
 from tests.fixtures import BIN, NUMBER, ROOT
 from tests.mariadb import free_port
 from tests.peers import serving, until
+from tests.processes import told_to_stop_meanwhile
 
 
 def test_flask_run_starts_without_configuration(start, tmp_path):
@@ -60,7 +60,7 @@ def gunicorn(start, main_server, database_url, **env):
         "gunicorn", "--bind", f"127.0.0.1:{port}", "wsgi:app", port=port,
         DATABASE_URL=database_url, MAIN_SERVER_URL=main_server, SYSTEM_API_KEY=SYSTEM_KEY,
         SECRET_KEY=SECRET_KEY, WEBHOOK_REQUIRE_HTTPS="0", WEBHOOK_ALLOWED_NETWORKS="127.0.0.0/8",
-        **({"WEB_CONCURRENCY": "2", "THREADS": "4", "LOG_LEVEL": "DEBUG"} | env),
+        **({"WEB_CONCURRENCY": "2", "LOG_LEVEL": "DEBUG"} | env),
     )  # fmt: skip
 
 
@@ -175,13 +175,8 @@ def test_sigterm_answers_who_waits_to_be_accepted_and_refuses_who_comes_later(
 
         calls = [send()]
         assert asked.wait(100)
-        [worker] = children(process)
-        os.kill(worker, signal.SIGSTOP)
-        until(lambda: status_of(worker, "State")[0] == "T")
-        calls += [send() for _ in range(5)]
-        process.send_signal(signal.SIGTERM)
-        until(lambda: int(status_of(worker, "ShdPnd"), 16) & SIGTERM_IS_PENDING)
-        os.kill(worker, signal.SIGCONT)
+        with told_to_stop_meanwhile(process):
+            calls += [send() for _ in range(5)]
 
         def refused():
             try:
@@ -199,29 +194,18 @@ def test_sigterm_answers_who_waits_to_be_accepted_and_refuses_who_comes_later(
         assert process.wait() == 0
 
 
-def children(process):
-    text = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
-    return [int(pid) for pid in text.split()]
-
-
-SIGTERM_IS_PENDING = 1 << (signal.SIGTERM - 1)
-
-
-def status_of(pid, field):
-    return re.search(rf"^{field}:\s+(\w+)", Path(f"/proc/{pid}/status").read_text(), re.M)[1]
-
-
 @pytest.mark.server
 @pytest.mark.parametrize(("given", "processes"), [({}, "2"), ({"WEB_CONCURRENCY": "3"}, "3")])
 def test_gunicorn_is_set_up_from_the_settings(given, processes):
     """A call that waits for the main server twice and for a receiver is never cut."""
     env = {"PATH": str(BIN), "DATABASE_URL": "sqlite://", "SECRET_KEY": SECRET_KEY}
-    env |= {"PORT": "8123", "THREADS": "5", "LOG_LEVEL": "ERROR"} | given
+    env |= {"PORT": "8123", "WORKER_CONNECTIONS": "50", "LOG_LEVEL": "ERROR"} | given
     env |= {"UPSTREAM_TIMEOUT": "50", "WEBHOOK_TIMEOUT": "70"}
     command = [BIN / "gunicorn", "--print-config", "wsgi:app"]
     printed = subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, check=True).stdout
     found = dict(re.findall(r"(\w+) += (.*)", printed.decode()))
-    assert (found["bind"], found["threads"]) == ("['0.0.0.0:8123']", "5")
+    bind = "[::]:8123" if socket.has_dualstack_ipv6() else "0.0.0.0:8123"
+    assert (found["bind"], found["worker_connections"]) == (f"['{bind}']", "50")
     assert found["workers"] == processes
     assert int(found["timeout"]) >= 2 * 50 + 70 + 10
     assert int(found["graceful_timeout"]) >= 2 * 50 + 70 + 10
@@ -231,6 +215,29 @@ def test_gunicorn_is_set_up_from_the_settings(given, processes):
     assert int(found["max_requests"]) > int(found["max_requests_jitter"]) > 0
     assert found["control_socket_disable"] == "True"
     assert "ERROR" in found["logconfig_dict"]
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(
+    ("soft", "hard", "connections", "raised_to"),
+    [
+        (256, 256, 52, 256),
+        (256, 1024, 308, 1024),
+        (256, 8192, 1000, 3100),
+        (4096, 8192, 1000, 4096),
+    ],
+)
+def test_the_limit_on_files_is_raised_where_it_may_be(soft, hard, connections, raised_to):
+    code = (
+        "import resource, sys; limit = resource.RLIMIT_NOFILE;"
+        f"resource.setrlimit(limit, ({soft}, {hard}));"
+        "from service.web_worker import affordable;"
+        "print(affordable(1000), resource.getrlimit(limit)[0])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, check=True
+    )
+    assert done.stdout.split() == [b"%d" % connections, b"%d" % raised_to]
 
 
 def test_masking():

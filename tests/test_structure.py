@@ -14,9 +14,9 @@ from config import DATABASE_VARIABLES, Config
 ROOT = Path(__file__).parents[1]
 # The folders and modules of service/ from the top down; "" is service/__init__ itself
 LEVELS = [
-    "demo", "sandbox", "", "commands", "pages", "api", "sms", "numbers", "history", "webhooks",
-    "auth", "users", "upstream", "cache", "database", "outbound", "dialling", "deadlines", "limits",
-    "keys", "fields", "logs", "errors",
+    "demo", "sandbox", "web_worker", "", "commands", "pages", "api", "sms", "numbers", "history",
+    "webhooks", "auth", "users", "upstream", "cache", "database", "outbound", "dialling",
+    "deadlines", "limits", "keys", "fields", "logs", "errors",
 ]  # fmt: skip
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path

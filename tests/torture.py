@@ -55,7 +55,7 @@ class Service:
         self.env = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ} | {
             "MAIN_SERVER_URL": main_server, "SYSTEM_API_KEY": SYSTEM_KEY, "SECRET_KEY": SECRET_KEY,
             "WEBHOOK_REQUIRE_HTTPS": "0", "WEBHOOK_ALLOWED_NETWORKS": "127.0.0.0/8",
-            "WEBHOOK_TIMEOUT": "2", "UPSTREAM_TIMEOUT": "1", "WEB_CONCURRENCY": "2", "THREADS": "4",
+            "WEBHOOK_TIMEOUT": "2", "UPSTREAM_TIMEOUT": "1", "WEB_CONCURRENCY": "2",
         }  # fmt: skip
         self.log = (folder / "service.log").open("ab")
         self.ports = [free_port() for _ in urls]

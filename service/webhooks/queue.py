@@ -3,6 +3,7 @@
 import json
 import random
 import secrets
+import sys
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -27,7 +28,7 @@ CHOICE = 16
 
 
 def init_app(app: Flask) -> None:
-    app.extensions["delivery_slots"] = Slots()
+    app.extensions["delivery_slots"] = Slots(sys.maxsize)
 
 
 def slots() -> Slots:

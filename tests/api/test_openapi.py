@@ -68,7 +68,7 @@ def test_schemathesis_finds_nothing(
         _, url = start(
             "gunicorn", "--bind", f"127.0.0.1:{port}", "wsgi:app", port=port,
             DATABASE_URL=database_url, MAIN_SERVER_URL=main_server, SYSTEM_API_KEY=SYSTEM_KEY,
-            SECRET_KEY=SECRET_KEY, WEB_CONCURRENCY="1", THREADS="4",
+            SECRET_KEY=SECRET_KEY, WEB_CONCURRENCY="1",
         )  # fmt: skip
         done = subprocess.run(
             [

@@ -769,7 +769,7 @@ def test_two_processes_of_eight_threads_lose_nothing(start, make_user, app, tmp_
         _, url = start(
             "gunicorn", "--bind", f"127.0.0.1:{port}", "wsgi:app", port=port,
             DATABASE_URL=database_url, MAIN_SERVER_URL=main_server, SYSTEM_API_KEY=SYSTEM_KEY,
-            SECRET_KEY=SECRET_KEY, WEB_CONCURRENCY="2", THREADS="8",
+            SECRET_KEY=SECRET_KEY, WEB_CONCURRENCY="2",
         )  # fmt: skip
 
         def call(i):

@@ -310,7 +310,7 @@ def test_without_a_secret_key_every_process_signs_alike(start, make_user, databa
     user, port = make_user(), free_port()
     _, url = start(
         "gunicorn", "--bind", f"127.0.0.1:{port}", "wsgi:app", port=port,
-        DATABASE_URL=database_url, SECRET_KEY="", WEB_CONCURRENCY="3", THREADS="2",
+        DATABASE_URL=database_url, SECRET_KEY="", WEB_CONCURRENCY="3",
     )  # fmt: skip
     with requests.Session() as browser:
         page = browser.get(f"{url}/login", timeout=30).text

@@ -1,0 +1,279 @@
+"""gunicorn's worker: what a stop, a slow client and a crowd of connections do to others' calls."""
+
+import contextlib
+import itertools
+import json
+import socket
+import subprocess
+import sys
+import threading
+
+import pytest
+import requests
+from flask import Flask
+
+from service.database.engine import db
+from service.database.models import Message
+from tests import kannel
+from tests.conftest import SECRET_KEY, SYSTEM_KEY
+from tests.databases import on_sqlite, skip_or_fail
+from tests.fixtures import BIN, NUMBER, ROOT
+from tests.mariadb import free_port
+from tests.peers import serving, until
+from tests.processes import children, told_to_stop_meanwhile
+
+pytestmark = [pytest.mark.server, on_sqlite]
+QUICK = 0.3
+
+
+@pytest.fixture
+def gunicorn(start, tmp_path, database_url):
+    """One process of the service; gives (process, base URL).
+
+    `seconds` are the worker's times, `options` gunicorn's own.
+    """
+
+    def run(*options, seconds=None, main_server="http://127.0.0.1:1", program=("gunicorn",), **env):
+        port, config = free_port(), tmp_path / "gunicorn.conf.py"
+        lines = [f"web_worker.{name} = {value}" for name, value in (seconds or {}).items()]
+        ours = (ROOT / "gunicorn.conf.py").read_text()
+        config.write_text("\n".join([ours, "from service import web_worker", *lines]))
+        options = ["-c", config, "--bind", f"127.0.0.1:{port}", *options]
+        return start(
+            *program, *options, "wsgi:app", port=port, DATABASE_URL=database_url,
+            SECRET_KEY=SECRET_KEY, MAIN_SERVER_URL=main_server, SYSTEM_API_KEY=SYSTEM_KEY,
+            **{"WEB_CONCURRENCY": "1"} | env,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture
+def connect():
+    """Connections to a server, each with the first bytes that it sends."""
+    with contextlib.ExitStack() as stack:
+
+        def make(url, first=b""):
+            address = ("127.0.0.1", int(url.rpartition(":")[2]))
+            sock = stack.enter_context(socket.create_connection(address, 100))
+            sock.sendall(first)
+            return sock
+
+        yield make
+
+
+def get(path):
+    return f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+
+
+def answer(sock):
+    """The status, the header and the body of the next answer; an empty status at the end."""
+    with sock.makefile("rb") as file:
+        status = file.readline().decode().partition(" ")[2].strip()
+        lines = itertools.takewhile(bytes.strip, file)
+        header = dict(line.decode().strip().lower().split(": ", 1) for line in lines)
+        return status, header, file.read(int(header.get("content-length", 0)))
+
+
+# --- stopping -----------------------------------------------------------------------------
+
+
+def test_who_sends_on_a_kept_connection_during_the_stop_is_answered(gunicorn, connect):
+    """And whoever does not, on theirs, does not hold up the stop."""
+    process, url = gunicorn("--keep-alive", "1000")
+    asking, silent = connect(url, get("/api/none")), connect(url, get("/api/none"))
+    assert [answer(sock)[0][:3] for sock in (asking, silent)] == ["404", "404"]
+    with told_to_stop_meanwhile(process):
+        asking.sendall(get("/healthz"))
+    status, header, _ = answer(asking)
+    assert (status, header["connection"]) == ("200 OK", "close")
+    assert silent.recv(1) == b""
+    assert process.wait() == 0
+
+
+def test_a_process_that_has_served_enough_is_followed_by_another_before_it_ends(
+    gunicorn, connect, make_user
+):
+    """Its last call is still with the main server when the next one takes over."""
+    asked, go_on = threading.Event(), threading.Event()
+    main_server = Flask("main server")
+
+    @main_server.get("/api/get-number/<key>")
+    def get_number(key):
+        asked.set()
+        go_on.wait(100)
+        return {"status": "success", "data": {"phone_number": "+12025550123"}}
+
+    with serving(main_server) as behind:
+        limits = ("--max-requests", "20", "--max-requests-jitter", "0")
+        process, url = gunicorn(*limits, main_server=behind)
+        [first] = children(process)
+        number = connect(url, get(f"/api/get-number/{make_user().key}?country_id=1"))
+        assert asked.wait(100)
+        for _ in range(30):  # more than the first one serves
+            assert requests.get(f"{url}/healthz", timeout=100).status_code == 200
+        until(lambda: set(children(process)) - {first})
+        assert first in children(process)
+        go_on.set()
+        assert answer(number)[0] == "200 OK"
+        until(lambda: first not in children(process))
+        assert len(children(process)) == 1
+
+
+def test_no_call_is_lost_while_processes_follow_each_other(gunicorn):
+    """Callers that keep their connection and callers that do not, over many processes."""
+    process, url = gunicorn(
+        "--max-requests", "40", "--max-requests-jitter", "0", WEB_CONCURRENCY="2"
+    )
+    seen, statuses, lost = set(children(process)), [], []
+
+    def call(session):
+        while len(seen) < 8:
+            try:
+                statuses.append(session.get(f"{url}/healthz", timeout=100).status_code)
+            except requests.RequestException as e:
+                lost.append(e)
+            seen.update(children(process))
+
+    callers = [requests.Session(), requests.Session(), requests, requests]
+    threads = [threading.Thread(target=call, args=(caller,)) for caller in callers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert lost == []
+    assert set(statuses) == {200}
+
+
+# --- slow clients -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", [b"", b"G", get("/healthz")[:-2]])
+def test_slow_clients_hold_up_nobody_and_the_eldest_of_a_crowd_are_sent_away(
+    gunicorn, connect, first
+):
+    """There are places for 20 connections, and two of them for those that owe a request."""
+    _, url = gunicorn(WORKER_CONNECTIONS="20")
+    slow = [connect(url, first) for _ in range(200)]
+    assert requests.get(f"{url}/healthz", timeout=100).status_code == 200
+    assert slow[0].recv(1) == b""
+
+
+def test_connections_that_rest_make_room_for_others(gunicorn, connect):
+    _, url = gunicorn(WORKER_CONNECTIONS="20")
+    resting = []
+    for _ in range(40):
+        resting.append(connect(url, get("/healthz")))
+        assert answer(resting[-1])[0] == "200 OK"
+    assert resting[0].recv(1) == b""
+    resting[-1].sendall(get("/healthz"))
+    assert answer(resting[-1])[0] == "200 OK"
+
+
+def drip(sock, byte=b"x"):
+    """Send single bytes until the other side ends it; gives what it said."""
+    with contextlib.suppress(OSError):
+        sock.settimeout(QUICK / 5)
+        while True:
+            sock.sendall(byte)
+            with contextlib.suppress(TimeoutError):
+                sock.settimeout(QUICK / 5)
+                if sock.recv(1, socket.MSG_PEEK):
+                    break
+                return ""
+    sock.settimeout(100)
+    return answer(sock)[0]
+
+
+def test_a_head_is_waited_for_in_all_and_not_from_byte_to_byte(gunicorn, connect):
+    _, url = gunicorn(seconds={"HEAD_SECONDS": QUICK})
+    assert drip(connect(url, b"GET /healthz HTTP/1.1\r\nX: ")) == "408 Request Timeout"
+    assert connect(url).recv(1) == b""  # who says nothing is told nothing
+
+
+def head(path, length):
+    kind = "Content-Type: application/json\r\n"
+    return f"POST {path} HTTP/1.1\r\nHost: x\r\n{kind}{length}\r\n\r\n".encode()
+
+
+SMS = json.dumps({"to": NUMBER, "text": "code 123456", "id": "1"}).encode()
+
+
+def test_a_body_is_waited_for_in_all_and_not_from_byte_to_byte(
+    app, gunicorn, connect, make_provider
+):
+    _, url = gunicorn(seconds={"BODY_SECONDS": QUICK})
+    half = head(make_provider(), "Content-Length: 3000") + SMS
+    assert drip(connect(url, half), b" ") == "408 Request Timeout"
+    silent = connect(url, half)
+    status, header, body = answer(silent)
+    assert status == "408 Request Timeout"
+    assert json.loads(body) == {"status": "error", "message": "Request timeout"}
+    assert header["connection"] == "close"
+    assert silent.recv(1) == b""
+    with app.app_context():
+        assert db.session.query(Message).count() == 0
+
+
+def test_half_a_body_holds_no_connection_to_the_database(
+    gunicorn, connect, make_provider, make_user
+):
+    """There are 3 of these for all calls of a process."""
+    _, url = gunicorn()
+    path = make_provider()
+    for _ in range(20):
+        connect(url, head(path, "Content-Length: 300") + SMS[:18])
+    numbers = requests.get(f"{url}/api/numbers/{make_user().key}", timeout=100)
+    assert numbers.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("chunks", "status"),
+    [
+        ([b"%x\r\n" % len(SMS), SMS, b"\r\n0\r\n\r\n"], "200 OK"),
+        ([b"%x\r\n" % (len(SMS) - 5), SMS, b"\r\n0\r\n\r\n"], "400 Bad Request"),
+        ([b"five\r\n", SMS, b"\r\n0\r\n\r\n"], "400 Bad Request"),
+    ],
+)
+def test_broken_chunks_are_refused(app, gunicorn, connect, make_provider, chunks, status):
+    _, url = gunicorn()
+    sock = connect(url, head(make_provider(), "Transfer-Encoding: chunked") + b"".join(chunks))
+    assert answer(sock)[0] == status
+    if status != "200 OK":
+        assert sock.recv(1) == b""  # nobody knows where the next request begins
+    with app.app_context():
+        assert db.session.query(Message).count() == (status == "200 OK")
+
+
+def test_a_body_that_is_too_long_is_refused_unread(gunicorn, connect, make_provider):
+    _, url = gunicorn()
+    sock = connect(url, head(make_provider(), "Content-Length: 100000000"))
+    status, _, body = answer(sock)
+    assert (status[:3], json.loads(body)["status"]) == ("413", "error")
+
+
+# --- connections --------------------------------------------------------------------------
+
+
+def test_there_are_no_more_connections_than_files(gunicorn, connect):
+    """A process that has no files left for a connection cannot open its database either."""
+    limited = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256));"
+    limited += "os.execv(sys.argv[1], sys.argv[1:])"
+    process, url = gunicorn(program=("python", "-c", limited, BIN / "gunicorn"))
+    served = children(process)
+    crowd = [connect(url, get("/healthz")) for _ in range(400)]
+    assert answer(crowd[-1])[0] == "200 OK"
+    assert requests.get(f"{url}/healthz", timeout=100).status_code == 200
+    assert children(process) == served
+
+
+def test_both_families_of_addresses_are_served(tmp_path, database_url):
+    """In a network of its own, since it listens on all addresses there."""
+    if subprocess.run([*kannel.UNSHARE, "true"], capture_output=True, check=False).returncode:
+        skip_or_fail("this machine allows no network namespace (unshare --net)")
+    command = [*kannel.UNSHARE, sys.executable, "-m", "tests.dual_stack", database_url]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    answered = [line for line in done.stdout.splitlines() if line.startswith("answered")]
+    expected = ["answered 200 at 127.0.0.1", "answered 200 at ::1"]
+    assert answered == expected[: 1 + socket.has_dualstack_ipv6()], done.stdout + done.stderr
+    assert "event=login_failed address=127.0.0.1" in done.stdout
