@@ -47,13 +47,13 @@ def is_system_key(key: str) -> bool:
     return bool(system) and hmac.compare_digest(system.encode(), key.encode("utf-8", "replace"))
 
 
-def require_key(path_key: str | None) -> None:
-    """Accept the system key or a user's key; raises MissingCredentials or InvalidApiKey."""
+def require_key(path_key: str | None) -> User | None:
+    """The user who holds the key, None for the system key; raises MissingCredentials or
+    InvalidApiKey."""
     key = given_key(path_key)
     if key is None:
         raise errors.MissingCredentials
-    if not is_system_key(key):
-        user_by_key(key)
+    return None if is_system_key(key) else user_by_key(key)
 
 
 def calling_user(path_key: str | None) -> User:

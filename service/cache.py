@@ -19,6 +19,11 @@ class SharedCache(Generic[T]):
         self._until = 0.0
         self._fetching: Future[T] | None = None
 
+    def fresh(self) -> T | None:
+        """The cached value, if there is one."""
+        with self._lock:
+            return self._value if time.monotonic() < self._until else None
+
     def get(self, fetch: Callable[[], T]) -> T:
         """The cached value, else the result of `fetch()`; raises whatever `fetch` raised."""
         if not self.seconds:

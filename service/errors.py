@@ -1,5 +1,6 @@
 """Every error a caller can get: its status and its message, declared once."""
 
+import random
 from typing import Any
 
 
@@ -73,6 +74,20 @@ class UnableToGetNumber(ApiError):
     status, message = 500, "Unable to get number"
 
 
+class _Later(ApiError):
+    """An error that passes: who asks again after Retry-After may be lucky."""
+
+    def __init__(self) -> None:
+        # Spread, so that those who come together do not come back together
+        super().__init__(headers={"Retry-After": str(random.randint(5, 15))})
+
+
+class NumbersBusy(_Later, UnableToGetNumber):
+    """As many calls as may are waiting for the main server, in all or of this user."""
+
+    status = 503
+
+
 class CountriesUnavailable(ApiError):
     status, message = 500, "Could not fetch service data"
 
@@ -83,6 +98,12 @@ class SystemConfigurationError(ApiError):
 
 class ServiceFetchFailed(ApiError):
     status, message = 500, "Service fetch failed"
+
+
+class InitBusy(_Later, ServiceFetchFailed):
+    """The same for init."""
+
+    status = 503
 
 
 class TooManyTries(ApiError):
@@ -97,13 +118,10 @@ class NotFound(ApiError):
     status, message = 404, "There is no such page."
 
 
-class Busy(ApiError):
+class Busy(_Later):
     """No database connection became free in time."""
 
     status, message = 503, "The service is busy. Try again in a moment."
-
-    def __init__(self) -> None:
-        super().__init__(headers={"Retry-After": "5"})
 
 
 class Unhealthy(ApiError):

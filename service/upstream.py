@@ -110,6 +110,12 @@ def init() -> dict[str, Any]:
     return cache.get(_fetch_init)
 
 
+def known_init() -> dict[str, Any] | None:
+    """What init() would give without asking; None if it would have to."""
+    cache: SharedCache[dict[str, Any]] = current_app.extensions["upstream"]["init"]
+    return cache.fresh()
+
+
 def get_number(country_id: int, operator_id: int | None, idempotency_key: str) -> Grant:
     """Ask the main server for one number. Raises UpstreamError.
 

@@ -126,6 +126,7 @@ ENDPOINTS = [
             (errors.Unauthorized, "no valid key, or its user is inactive or not approved"),
             (errors.SystemConfigurationError, "the main server or its key is not configured"),
             (errors.ServiceFetchFailed, "the main server gave no usable answer"),
+            (errors.InitBusy, "too many calls are waiting for the main server; see `Retry-After`"),
             BUSY,
             (("its own", "its own"), "the main server answered an error"),
         ],
@@ -146,6 +147,10 @@ ENDPOINTS = [
             (errors.CountriesUnavailable, "`national`, and the country's phone code is unknown"),
             (errors.NoNumberReceived, "the main server has none"),
             (errors.UnableToGetNumber, "anything else that fails"),
+            (
+                errors.NumbersBusy,
+                "too many calls are waiting for the main server; see `Retry-After`",
+            ),
             BUSY,
         ],
         query=(schemas.GetNumberQuery, UserIdQuery),

@@ -8,7 +8,7 @@ from flask import Blueprint, Request, Response, current_app, jsonify, request
 from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
-from service import auth, errors, history, upstream
+from service import auth, errors, history, limits, upstream
 from service.api import openapi, schemas
 from service.database import health, schema
 from service.database.writing import release
@@ -42,12 +42,15 @@ def init(key: str | None = None) -> dict[str, Any]:
     if not current_app.config["SYSTEM_API_KEY"] or not current_app.config["MAIN_SERVER_URL"]:
         raise errors.SystemConfigurationError
     try:
-        auth.require_key(key)
+        user = auth.require_key(key)
     except (errors.MissingCredentials, errors.InvalidApiKey) as e:
         raise errors.Unauthorized from e
     release()
+    if known := upstream.known_init():
+        return success(known)
     try:
-        return success(upstream.init())
+        with limits.place("main_server", user and user.id, errors.InitBusy):
+            return success(upstream.init())
     except upstream.Refused as e:
         if e.message is None:
             raise errors.ServiceFetchFailed from e

@@ -9,11 +9,11 @@ from sqlalchemy import Executable, bindparam, delete, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm.attributes import set_committed_value
 
-from service import upstream
+from service import limits, upstream
 from service.database.columns import utcnow
 from service.database.models import NumberState, Operator, PhoneNumber, User
 from service.database.writing import Transaction, transact, transact_within
-from service.errors import NoNumberReceived, UnableToGetNumber
+from service.errors import NoNumberReceived, NumbersBusy, UnableToGetNumber
 from service.logs import event
 from service.numbers.formats import NumberFormat, phone_code_of
 from service.numbers.reservation import reserve, upstream_key
@@ -48,6 +48,17 @@ def get_number(
     concurrent call nor a crash can bypass them; no transaction is open while the main
     server is asked. Raises the errors of GET /api/get-number.
     """
+    with limits.place("main_server", user.id, NumbersBusy):
+        return _get_number(user, country_id, operator_id, number_format, idempotency_key)
+
+
+def _get_number(
+    user: User,
+    country_id: int,
+    operator_id: int | None,
+    number_format: str,
+    idempotency_key: str | None,
+) -> Assigned:
     row = reserve(user, country_id, operator_id, idempotency_key)
     needs_code = number_format == NumberFormat.NATIONAL
     if row.state == NumberState.ASSIGNED:

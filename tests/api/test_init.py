@@ -7,12 +7,13 @@ from urllib.parse import quote
 
 import pytest
 import requests
-from flask import Flask
+from flask import Flask, request
 
 from service.sandbox import create_sandbox
 from tests.conftest import MAIN, SYSTEM_KEY
 from tests.meanwhile import in_background, statements
 from tests.peers import serving
+from tests.world import Held
 
 # For what does not depend on the database's engine
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -196,3 +197,30 @@ def test_every_error_under_api_is_json(client, method, path, status):
     response = getattr(client, method)(path)
     assert (response.status_code, response.json["status"]) == (status, "error")
     assert response.headers["Cache-Control"] == "no-store"
+
+
+@on_sqlite
+def test_init_beyond_the_share_is_refused_unless_the_countries_are_known(make_app, make_user):
+    """Of 20 calls at once 7 may wait for the main server, and one of a user's."""
+    user, held = make_user(), Held()
+    main_server = create_sandbox(SYSTEM_KEY)
+
+    @main_server.before_request
+    def hold_numbers():
+        if request.path.startswith("/api/get-number"):
+            held()
+
+    with serving(main_server) as url:
+        app = make_app(MAIN_SERVER_URL=url, WORKER_CONNECTIONS=20)
+        client = app.test_client()
+        number = in_background(
+            lambda: app.test_client().get(f"/api/get-number/{user.key}?country_id=1")
+        )
+        held.wait()
+        response = client.get(f"/api/init/{user.key}")
+        assert (response.status_code, response.json) == (503, error("Service fetch failed"))
+        assert 5 <= int(response.headers["Retry-After"]) <= 15
+        assert client.get(f"/api/init/{make_user().key}").status_code == 200
+        assert client.get(f"/api/init/{user.key}").status_code == 200
+        held.let_go()
+        assert number().status_code == 200

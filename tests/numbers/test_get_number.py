@@ -1,6 +1,7 @@
 """GET /api/get-number/{api_key}: every row of its table, and the records it leaves."""
 
 import contextlib
+import functools
 import hashlib
 import re
 import socket
@@ -22,6 +23,7 @@ from tests.conftest import MAIN, SYSTEM_KEY
 from tests.databases import on_mariadb
 from tests.meanwhile import answer, in_background, in_threads, statements
 from tests.peers import raw_server, sandbox, serving
+from tests.world import Held
 
 # For what does not depend on the database's engine
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -766,6 +768,42 @@ def test_repeats_wait_for_the_call_under_way_and_hold_no_connection(
     number = {"phone_number": "+12025550199", "id": id, "country_id": 1, "operator_id": None}
     assert answers == [(200, number)] * 4
     assert not main.asked
+
+
+@on_sqlite
+def test_a_share_of_the_calls_may_wait_for_the_main_server_and_a_quarter_of_it_for_one_user(
+    make_app, make_user, records
+):
+    """Of 30 calls at once 10, and 2 of one user: whoever comes then is told to come back, and
+    nothing is asked or stored for them."""
+    users = [make_user(name=name) for name in "abcdef"]
+    held = Held()
+
+    def number():
+        held()
+        return granted(f"+1202555010{held.calls}")
+
+    with answering(number) as main:
+        app = make_app(MAIN_SERVER_URL=main.url, WORKER_CONNECTIONS=30)
+
+        def call(user):
+            return app.test_client().get(f"/api/get-number/{user.key}?country_id=1")
+
+        def refused(user):
+            response, before = call(user), len(records())
+            assert answer(response) == (503, "Unable to get number")
+            assert 5 <= int(response.headers["Retry-After"]) <= 15
+            assert (held.calls, len(records())) == (len(waiting), before)
+
+        waiting = [in_background(functools.partial(call, users[0])) for _ in range(2)]
+        held.wait(2)
+        refused(users[0])
+        waiting += [in_background(functools.partial(call, u)) for u in users[1:5] for _ in range(2)]
+        held.wait(8)
+        refused(users[5])
+        held.let_go()
+        assert {result().status_code for result in waiting} == {200}
+        assert call(users[5]).status_code == 200
 
 
 def test_a_repeat_does_not_wait_for_ever(client, make_user, main_server, add, monkeypatch):
