@@ -8,7 +8,7 @@ from collections.abc import Hashable, Iterator
 
 from flask import Flask, current_app
 
-from service.errors import ApiError, TooManyTries
+from service.errors import TooManyTries
 
 # Of the calls that a process handles at once, how many may wait for whom. The rest is left to those
 # that wait for nobody
@@ -28,15 +28,6 @@ def share(name: str) -> "Slots":
     """The places of one of SHARES, taken by user."""
     found: Slots = current_app.extensions["shares"][name]
     return found
-
-
-@contextlib.contextmanager
-def place(name: str, holder: Hashable, error: type[ApiError]) -> Iterator[None]:
-    """Hold a place of a share while the block runs; raises `error` if none is free."""
-    with share(name).take(holder) as is_free:
-        if not is_free:
-            raise error
-        yield
 
 
 class Slots:

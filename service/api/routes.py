@@ -49,7 +49,9 @@ def init(key: str | None = None) -> dict[str, Any]:
     if known := upstream.known_init():
         return success(known)
     try:
-        with limits.place("main_server", user and user.id, errors.InitBusy):
+        with limits.share("main_server").take(user and user.id) as has_place:
+            if not has_place:
+                raise errors.InitBusy
             return success(upstream.init())
     except upstream.Refused as e:
         if e.message is None:

@@ -16,7 +16,7 @@ from service.database.writing import Transaction, transact, transact_within
 from service.errors import NoNumberReceived, NumbersBusy, UnableToGetNumber
 from service.logs import event
 from service.numbers.formats import NumberFormat, phone_code_of
-from service.numbers.reservation import reserve, upstream_key
+from service.numbers.reservation import check_limit, reserve, upstream_key
 
 # Compiled once, without the ORM: the statements of every call
 _NUMBERS, _OPERATOR = PhoneNumber.table(), Operator.table()
@@ -48,7 +48,10 @@ def get_number(
     concurrent call nor a crash can bypass them; no transaction is open while the main
     server is asked. Raises the errors of GET /api/get-number.
     """
-    with limits.place("main_server", user.id, NumbersBusy):
+    with limits.share("main_server").take(user.id) as has_place:
+        if not has_place:
+            check_limit(user)  # first, since coming back would not help
+            raise NumbersBusy
         return _get_number(user, country_id, operator_id, number_format, idempotency_key)
 
 

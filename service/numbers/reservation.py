@@ -8,6 +8,7 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 
 from service.database.columns import utcnow
+from service.database.engine import db
 from service.database.models import NumberState, PhoneNumber, User, UserSummary
 from service.database.writing import Transaction, transact
 from service.errors import BadRequest, DailyLimitReached, UnableToGetNumber
@@ -108,14 +109,25 @@ def _lock_and_check_limit(tx: Transaction, user: User, now: datetime) -> None:
     """Count the request, which locks the user's summary of the day against their other calls, and
     raise DailyLimitReached if it exceeds the limit."""
     tx.count(user.id, now, requests=1)
-    if user.daily_limit is not None and _used(tx, user, now) > user.daily_limit:
-        midnight = (now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
-        wait = int((midnight - now).total_seconds()) + 1
-        raise DailyLimitReached(headers={"Retry-After": str(wait)})
+    if user.daily_limit is not None and _used(user, now) > user.daily_limit:
+        raise _limit_reached(now)
 
 
-def _used(tx: Transaction, user: User, now: datetime) -> int:
-    """Today's numbers plus the requests in progress, including this one."""
+def check_limit(user: User) -> None:
+    """Raise DailyLimitReached if a new request would exceed the user's limit."""
+    now = utcnow()
+    if user.daily_limit is not None and _used(user, now) >= user.daily_limit:
+        raise _limit_reached(now)
+
+
+def _limit_reached(now: datetime) -> DailyLimitReached:
+    midnight = (now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
+    wait = int((midnight - now).total_seconds()) + 1
+    return DailyLimitReached(headers={"Retry-After": str(wait)})
+
+
+def _used(user: User, now: datetime) -> int:
+    """Today's numbers plus the requests in progress."""
     numbers = select(UserSummary.numbers).where(
         UserSummary.user_id == user.id, UserSummary.day == now.date()
     )
@@ -124,4 +136,4 @@ def _used(tx: Transaction, user: User, now: datetime) -> int:
         PhoneNumber.state == NumberState.REQUESTED,
         PhoneNumber.requested_at > now - _request_lease(),
     )
-    return (tx.session.scalar(numbers) or 0) + (tx.session.scalar(under_way) or 0)
+    return (db.session.scalar(numbers) or 0) + (db.session.scalar(under_way) or 0)

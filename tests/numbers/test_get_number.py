@@ -16,7 +16,7 @@ from sqlalchemy import func, insert, select, text, update
 
 from service.database.columns import utcnow
 from service.database.engine import db
-from service.database.models import Operator, PhoneNumber, SystemSummary, UserSummary
+from service.database.models import Operator, PhoneNumber, SystemSummary, User, UserSummary
 from service.database.writing import transact
 from service.keys import sha256
 from tests.conftest import MAIN, SYSTEM_KEY
@@ -772,7 +772,7 @@ def test_repeats_wait_for_the_call_under_way_and_hold_no_connection(
 
 @on_sqlite
 def test_a_share_of_the_calls_may_wait_for_the_main_server_and_a_quarter_of_it_for_one_user(
-    make_app, make_user, records
+    make_app, make_user, records, change
 ):
     """Of 30 calls at once 10, and 2 of one user: whoever comes then is told to come back, and
     nothing is asked or stored for them."""
@@ -801,6 +801,9 @@ def test_a_share_of_the_calls_may_wait_for_the_main_server_and_a_quarter_of_it_f
         waiting += [in_background(functools.partial(call, u)) for u in users[1:5] for _ in range(2)]
         held.wait(8)
         refused(users[5])
+        change(User, daily_limit=2)
+        assert answer(call(users[0])) == (429, "Daily number limit reached")
+        assert answer(call(users[5])) == (503, "Unable to get number")
         held.let_go()
         assert {result().status_code for result in waiting} == {200}
         assert call(users[5]).status_code == 200
