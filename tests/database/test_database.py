@@ -811,7 +811,7 @@ def test_who_waits_in_vain_for_a_connection_is_told_to_come_again(
         unhealthy = client.get("/healthz")
     sentence = "The service is busy. Try again in a moment."
     assert answer(busy) == (503, sentence)
-    assert busy.headers["Retry-After"] == page.headers["Retry-After"] == "5"
+    assert {int(a.headers["Retry-After"]) for a in (busy, page)} <= set(range(5, 16))
     assert (page.status_code, sentence in page.text) == (503, True)
     assert answer(unhealthy) == (503, "The database does not answer")
 
