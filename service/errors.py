@@ -110,6 +110,12 @@ class TooManyTries(ApiError):
     status, message = 429, "Too many tries."
 
 
+class StillSending(TooManyTries):
+    """A user sends one webhook by hand at a time, in each process."""
+
+    message = "A webhook of yours is still being sent. Try again in a moment."
+
+
 class FormExpired(ApiError):
     status, message = 400, "This form has expired or is not ours. Load the page again."
 

@@ -10,7 +10,7 @@ from service.database.engine import db
 
 def in_background(call):
     """Start `call` in a thread, as another request would run; gives a function that waits for
-    its result."""
+    its result, with `is_done()`."""
     results = []
     thread = threading.Thread(target=lambda: results.append(call()), daemon=True)
     thread.start()
@@ -19,6 +19,7 @@ def in_background(call):
         thread.join()
         return results[0]
 
+    result.is_done = lambda: bool(results)
     return result
 
 

@@ -1,6 +1,7 @@
 """gunicorn's worker: what a stop, a slow client and a crowd of connections do to others' calls."""
 
 import contextlib
+import functools
 import itertools
 import json
 import socket
@@ -10,17 +11,21 @@ import threading
 
 import pytest
 import requests
-from flask import Flask
+from flask import Flask, request
 
 from service.database.engine import db
 from service.database.models import Message
+from service.sandbox import create_sandbox
 from tests import kannel
 from tests.conftest import SECRET_KEY, SYSTEM_KEY
 from tests.databases import on_sqlite, skip_or_fail
-from tests.fixtures import BIN, NUMBER, ROOT
+from tests.fixtures import BIN, ROOT, SMS
+from tests.forms import token
 from tests.mariadb import free_port
-from tests.peers import serving, until
+from tests.meanwhile import in_background
+from tests.peers import sandbox, serving, until
 from tests.processes import children, told_to_stop_meanwhile
+from tests.world import Held, holding
 
 pytestmark = [pytest.mark.server, on_sqlite]
 QUICK = 0.3
@@ -42,6 +47,7 @@ def gunicorn(start, tmp_path, database_url):
         return start(
             *program, *options, "wsgi:app", port=port, DATABASE_URL=database_url,
             SECRET_KEY=SECRET_KEY, MAIN_SERVER_URL=main_server, SYSTEM_API_KEY=SYSTEM_KEY,
+            WEBHOOK_REQUIRE_HTTPS="0", WEBHOOK_ALLOWED_NETWORKS="127.0.0.0/8",
             **{"WEB_CONCURRENCY": "1"} | env,
         )  # fmt: skip
 
@@ -196,14 +202,14 @@ def head(path, length):
     return f"POST {path} HTTP/1.1\r\nHost: x\r\n{kind}{length}\r\n\r\n".encode()
 
 
-SMS = json.dumps({"to": NUMBER, "text": "code 123456", "id": "1"}).encode()
+BODY = json.dumps(SMS).encode()
 
 
 def test_a_body_is_waited_for_in_all_and_not_from_byte_to_byte(
     app, gunicorn, connect, make_provider
 ):
     _, url = gunicorn(seconds={"BODY_SECONDS": QUICK})
-    half = head(make_provider(), "Content-Length: 3000") + SMS
+    half = head(make_provider(), "Content-Length: 3000") + BODY
     assert drip(connect(url, half), b" ") == "408 Request Timeout"
     silent = connect(url, half)
     status, header, body = answer(silent)
@@ -222,7 +228,7 @@ def test_half_a_body_holds_no_connection_to_the_database(
     _, url = gunicorn()
     path = make_provider()
     for _ in range(20):
-        connect(url, head(path, "Content-Length: 300") + SMS[:18])
+        connect(url, head(path, "Content-Length: 300") + BODY[:18])
     numbers = requests.get(f"{url}/api/numbers/{make_user().key}", timeout=100)
     assert numbers.status_code == 200
 
@@ -230,9 +236,9 @@ def test_half_a_body_holds_no_connection_to_the_database(
 @pytest.mark.parametrize(
     ("chunks", "status"),
     [
-        ([b"%x\r\n" % len(SMS), SMS, b"\r\n0\r\n\r\n"], "200 OK"),
-        ([b"%x\r\n" % (len(SMS) - 5), SMS, b"\r\n0\r\n\r\n"], "400 Bad Request"),
-        ([b"five\r\n", SMS, b"\r\n0\r\n\r\n"], "400 Bad Request"),
+        ([b"%x\r\n" % len(BODY), BODY, b"\r\n0\r\n\r\n"], "200 OK"),
+        ([b"%x\r\n" % (len(BODY) - 5), BODY, b"\r\n0\r\n\r\n"], "400 Bad Request"),
+        ([b"five\r\n", BODY, b"\r\n0\r\n\r\n"], "400 Bad Request"),
     ],
 )
 def test_broken_chunks_are_refused(app, gunicorn, connect, make_provider, chunks, status):
@@ -250,6 +256,95 @@ def test_a_body_that_is_too_long_is_refused_unread(gunicorn, connect, make_provi
     sock = connect(url, head(make_provider(), "Content-Length: 100000000"))
     status, _, body = answer(sock)
     assert (status[:3], json.loads(body)["status"]) == ("413", "error")
+
+
+# --- slow peers ---------------------------------------------------------------------------
+
+
+def get_of(url, path):
+    return requests.get(f"{url}{path}", timeout=100)
+
+
+def test_a_main_server_that_hangs_holds_up_only_those_who_ask_it(
+    gunicorn, make_user, make_provider, assign
+):
+    """40 callers: as many as may wait for it, the others are told to come back."""
+    users = [make_user(name=str(n)) for n in range(10)]
+    assign(users[0].id)
+    held, main_server, statuses = Held(), create_sandbox(SYSTEM_KEY), []
+
+    @main_server.before_request
+    def hold():
+        if "/get-number/" in request.path:
+            held()
+
+    with serving(main_server) as behind:
+        _, url = gunicorn(main_server=behind, WORKER_CONNECTIONS="60", UPSTREAM_TIMEOUT="100")
+        paths = [f"/api/get-number/{user.key}?country_id=2" for user in users] * 4
+        calls = [in_background(functools.partial(get_of, url, path)) for path in paths]
+        held.wait(21)
+        assert get_of(url, "/healthz").status_code == 200
+        assert get_of(url, f"/api/init/{users[0].key}").status_code in (200, 503)
+        assert get_of(url, f"/api/numbers/{users[0].key}").status_code == 200
+        assert get_of(url, "/login").status_code == 200
+        sms = requests.post(f"{url}{make_provider()}", json=SMS, timeout=100)
+        assert sms.json()["data"]["matched"]
+        held.let_go()
+        statuses = [call().status_code for call in calls]
+    assert sorted(set(statuses)) == [200, 503]
+    assert statuses.count(200) == held.calls == 21
+
+
+def test_receivers_that_hang_hold_up_only_their_users(
+    gunicorn, make_user, make_provider, assign, receiver
+):
+    """24 of them and 40 SMS: what may not wait is stored, and left to the worker."""
+    path, other = make_provider(), make_user(name="other", webhook_url=receiver.url)
+    assign(other.id)
+    with sandbox() as behind, holding() as (held, hook):
+        for n in range(24):
+            assign(make_user(name=str(n), webhook_url=hook).id, f"120255507{n:02}")
+        _, url = gunicorn(main_server=behind, WORKER_CONNECTIONS="60", WEBHOOK_TIMEOUT="100")
+
+        def send(n):
+            body = {"to": f"+120255507{n % 24:02}", "text": "code 123456", "id": str(n)}
+            return requests.post(f"{url}{path}", json=body, timeout=100).json()["data"]["webhook"]
+
+        calls = [in_background(functools.partial(send, n)) for n in range(40)]
+        held.wait(12)
+        assert get_of(url, "/healthz").status_code == 200
+        number = get_of(url, f"/api/get-number/{other.key}?country_id=2")
+        assert number.status_code == 200
+        held.let_go()
+        states = [call() for call in calls]
+        sent = requests.post(f"{url}{path}", json=SMS, timeout=100).json()["data"]
+    assert sent["webhook"] == "delivered" and len(receiver.received) == 1
+    assert states.count("delivered") == held.calls == 12
+    assert states.count("pending") == 28
+
+
+def test_one_users_test_events_hold_up_only_that_user(gunicorn, make_user):
+    """The second one is refused at once, as long as the first one waits."""
+    with sandbox() as behind, holding() as (held, hook):
+        user, other = make_user(webhook_url=hook), make_user(name="Ben")
+        _, url = gunicorn(main_server=behind, WORKER_CONNECTIONS="20", WEBHOOK_TIMEOUT="100")
+
+        def send():
+            browser = requests.Session()
+            form = {"csrf_token": token(browser, f"{url}/login"), "api_key": user.key}
+            browser.post(f"{url}/login", data=form, timeout=100)
+            form = {"csrf_token": token(browser, f"{url}/profile/edit")}
+            return browser.post(f"{url}/profile/test", data=form, timeout=100).text
+
+        calls = [in_background(send) for _ in range(10)]
+        held.wait()
+        assert get_of(url, f"/api/init/{other.key}").status_code == 200
+        assert get_of(url, "/healthz").status_code == 200
+        until(lambda: sum(call.is_done() for call in calls) == 9)
+        held.let_go()
+        pages = [call() for call in calls]
+    assert sum("A webhook of yours is still being sent." in page for page in pages) == 9
+    assert held.calls == 1
 
 
 # --- connections --------------------------------------------------------------------------

@@ -87,8 +87,10 @@ def webhooks_redeliver(delivery_id: int | None, failed: bool, as_json: bool) -> 
         raise click.UsageError("give an ID or --failed")
     dead = Delivery.state == DeliveryState.DEAD
     wanted = dead if failed else Delivery.id == delivery_id
-    ids = db.session.scalars(select(Delivery.id).where(wanted).order_by(Delivery.id)).all()
-    if not failed and not ids:
+    found = select(Delivery.id, Delivery.user_id).where(wanted).order_by(Delivery.id)
+    rows = db.session.execute(found).all()
+    if not failed and not rows:
         raise click.BadParameter(f"there is no delivery {delivery_id}", param_hint="ID")
     release()
-    show([{"id": id, "state": redeliver(id) or "being tried"} for id in ids], as_json)
+    done = [{"id": id, "state": redeliver(id, user_id) or "being tried"} for id, user_id in rows]
+    show(done, as_json)

@@ -93,10 +93,10 @@ def send_test(user: User) -> Any:
     """Send a test event to the endpoint; /profile/edit shows the result."""
     try:
         current_app.extensions["sends"].take(user.id)
+        sent = by_hand.send_test(user)
     except TooManyTries as e:
         flash(e.message)
         return redirect(url_for("profile.edit"))
-    sent = by_hand.send_test(user)
     return redirect(url_for("profile.edit", tested=sent.id, _anchor="test"))
 
 

@@ -8,7 +8,7 @@ from service import history
 from service.database.engine import db
 from service.database.models import Delivery, DeliveryState, Result, User
 from service.database.writing import Transaction, transact
-from service.errors import NotFound
+from service.errors import NotFound, StillSending
 from service.pages.blueprint import PAGE, asked, bp, logged_in
 from service.pages.filters import STATES, result_sentence
 from service.webhooks import by_hand, endpoint
@@ -32,7 +32,10 @@ def redeliver(user: User) -> Any:
     """Attempt one delivery now, or retry all failed ones."""
     current_app.extensions["sends"].take(user.id)
     wanted = request.form.get("id", "")
-    flash(_redeliver_failed(user) if wanted == "failed" else _redeliver_one(user, wanted))
+    try:
+        flash(_redeliver_failed(user) if wanted == "failed" else _redeliver_one(user, wanted))
+    except StillSending as e:
+        flash(e.message)
     return redirect(url_for("profile.webhooks"))
 
 
@@ -47,7 +50,7 @@ def _redeliver_one(user: User, wanted: str) -> str:
     row = db.session.get(Delivery, int(wanted)) if is_id else None
     if row is None or row.user_id != user.id:
         raise NotFound
-    if by_hand.redeliver(row.id) is None:
+    if by_hand.redeliver(row.id, user.id) is None:
         return f"Delivery {row.id}: it is being tried just now."
     row = db.session.get_one(Delivery, row.id, populate_existing=True)
     result = Result(row.last_result or "")

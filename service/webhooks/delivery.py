@@ -17,6 +17,7 @@ from service.database.engine import db
 from service.database.models import Attempt as AttemptRow
 from service.database.models import Delivery, DeliveryState, Reason, Trigger, User
 from service.database.writing import Transaction, release, transact
+from service.limits import share
 from service.logs import event
 from service.webhooks import endpoint, queue
 from service.webhooks.attempt import Attempt, PutOff, post
@@ -63,8 +64,8 @@ def deliver(delivery: Delivery, trigger: Trigger, user: User | None = None) -> D
     """
     try:
         user = user or _user_of(delivery)
-        with _slot(user) as has_slot:
-            tried = _try(delivery, trigger, user, has_slot)
+        with _place(user, trigger) as has_place, _slot(user) as has_slot:
+            tried = _try(delivery, trigger, user, has_place, has_slot)
         [state] = _record(user, [tried])
         return state
     except Exception:
@@ -84,7 +85,7 @@ def deliver_batch(
         user = _user_of(untried[0])
         with _slot(user) as has_slot:
             while untried and time.monotonic() - started < BATCH_SECONDS:
-                tried.append(_try(untried.pop(0), Trigger.WORKER, user, has_slot))
+                tried.append(_try(untried.pop(0), Trigger.WORKER, user, True, has_slot))
                 if stop.is_set() or not tried[-1].is_success:
                     break
         for state in _record(user, tried, untried):
@@ -98,13 +99,21 @@ def _user_of(delivery: Delivery) -> User:
     return db.session.get_one(User, delivery.user_id, populate_existing=True)
 
 
+def _place(user: User, trigger: Trigger) -> contextlib.AbstractContextManager[bool]:
+    """A place among the calls that wait for receivers; who sends by hand has one already."""
+    by_hand = contextlib.nullcontext(True)
+    return share("receivers").take(user.id) if trigger is Trigger.INGEST else by_hand
+
+
 def _slot(user: User) -> contextlib.AbstractContextManager[bool]:
     return queue.slots().take(user.id, 1 if user.webhook_failures else queue.SLOTS)
 
 
-def _try(delivery: Delivery, trigger: Trigger, user: User, has_slot: bool) -> _Tried:
+def _try(
+    delivery: Delivery, trigger: Trigger, user: User, has_place: bool, has_slot: bool
+) -> _Tried:
     lease = delivery.lease or ""
-    outcome: Attempt | PutOff | None = _put_off(user, trigger, has_slot)
+    outcome: Attempt | PutOff | None = _put_off(user, trigger, has_place, has_slot)
     if outcome is None:
         release()
         outcome = post(user, endpoint.signing_secrets(user), delivery, trigger)
@@ -113,12 +122,15 @@ def _try(delivery: Delivery, trigger: Trigger, user: User, has_slot: bool) -> _T
     return _Tried(delivery, lease, outcome)
 
 
-def _put_off(user: User, trigger: Trigger, has_slot: bool) -> PutOff | None:
-    """Why this attempt has to wait: no slot, or an open circuit, whose probe it claims if due."""
+def _put_off(user: User, trigger: Trigger, has_place: bool, has_slot: bool) -> PutOff | None:
+    """Why this attempt has to wait: no place among those that wait for receivers, no slot of its
+    endpoint's, or an open circuit, whose probe it claims if due."""
     now, open_until = utcnow(), user.webhook_open_until
     soon = now + timedelta(seconds=1)
     if trigger is Trigger.TEST:
         return None  # a person waits for it; the page limits their number
+    if not has_place:
+        return PutOff(Reason.BUSY, now)  # the worker takes it at once
     if not has_slot:
         return PutOff(Reason.BUSY, soon)
     if not open_until or not trigger.heeds_circuit:

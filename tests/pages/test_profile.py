@@ -15,6 +15,7 @@ from service.database.engine import db
 from service.database.models import Attempt, Delivery, PhoneNumber, User, UserSummary
 from service.database.writing import transact
 from service.keys import unseal
+from service.limits import share
 from tests.fixtures import NUMBER
 from tests.forms import Clock, change, logged_in, offered, post, token
 from tests.peers import raw_server
@@ -638,9 +639,8 @@ def test_other_calls_go_on_while_receivers_hold_more_calls_than_there_are_connec
 
     app = make_app(WEBHOOK_TIMEOUT=60)
     with raw_server(hold) as url:
-        user = make_user(webhook_url=url)
-        browser, pages = logged_in(app, user.key), []
-        senders = [logged_in(app, user.key) for _ in range(4)]
+        users, pages = [make_user(webhook_url=url) for _ in range(5)], []
+        browser, *senders = (logged_in(app, user.key) for user in users)
         threads = [
             threading.Thread(target=lambda client=client: pages.append(shown_test(client)))
             for client in senders
@@ -679,10 +679,12 @@ def test_a_delivery_of_somebody_else_is_404(app, failed, make_user, receiver):
     assert receiver.received == [] and states(app) == ["dead"] * 3
 
 
-def test_what_was_delivered_meanwhile_is_not_sent_again(app, browser, failed, user, receiver):
-    """The second is redelivered in another tab while the first one is being tried."""
+def test_what_was_delivered_meanwhile_is_not_sent_again(
+    app, make_app, browser, failed, user, receiver
+):
+    """The second is redelivered through another process while the first one is being tried."""
     change(app, user, webhook_failures=0)
-    other, asked, told = logged_in(app, user.key), [], []
+    other, asked, told = logged_in(make_app(), user.key), [], []
 
     def meanwhile():
         asked.append(request.headers["webhook-id"])
@@ -695,14 +697,56 @@ def test_what_was_delivered_meanwhile_is_not_sent_again(app, browser, failed, us
     assert len(asked) == len(set(asked)) == 3
 
 
-def test_what_is_being_tried_is_not_tried_by_hand_as_well(app, browser, failed, user, receiver):
+def test_what_is_being_tried_is_not_tried_by_hand_as_well(
+    app, make_app, browser, failed, user, receiver
+):
     change(app, user, webhook_failures=0)
-    other = logged_in(app, user.key)
+    other = logged_in(make_app(), user.key)
     when_called(receiver, lambda: post(other, "/profile/webhooks/redeliver", id=failed[0]) and None)
     post(browser, "/profile/webhooks/redeliver", id=failed[0])
     told = f"Delivery {failed[0]}: it is being tried just now."
     assert told in other.get("/profile/webhooks").text
     assert len(receiver.received) == 1
+
+
+@on_sqlite
+def test_a_user_sends_one_webhook_by_hand_at_a_time(
+    app, browser, user, make_user, failed, receiver
+):
+    """Of whatever kind; and others theirs meanwhile."""
+    change(app, user, webhook_failures=0)
+    mine = logged_in(app, user.key)
+    other = logged_in(app, make_user(name="Ben", webhook_url=receiver.url).key)
+    busy, told = "A webhook of yours is still being sent.", []
+
+    def meanwhile():
+        if told:
+            return
+        told.append(None)
+        for form in ({"id": failed[0]}, {"id": "failed"}):
+            post(mine, "/profile/webhooks/redeliver", **form)
+            told.append(busy in mine.get("/profile/webhooks").text)
+        told.append(busy in shown_test(mine))
+        told.append("<strong>Delivered</strong>" in shown_test(other))
+
+    when_called(receiver, meanwhile)
+    assert "<strong>Delivered</strong>" in shown_test(browser)
+    assert told == [None, True, True, True, True]
+    assert len(receiver.received) == 2
+    assert "<strong>Delivered</strong>" in shown_test(mine)
+
+
+@on_sqlite
+def test_what_is_sent_by_hand_needs_a_place_among_those_that_wait_for_receivers(
+    app, make_app, user, receiver
+):
+    """Of 20 calls at once 4 may, and one of a user's: an SMS's webhook has it here."""
+    change(app, user, webhook_url=receiver.url)
+    app = make_app(WORKER_CONNECTIONS=20)
+    browser = logged_in(app, user.key)
+    with app.app_context(), share("receivers").take(user.id):
+        assert "still being sent" in shown_test(browser)
+    assert receiver.received == []
 
 
 def test_the_log_is_paged_and_filtered_by_state(app, browser, user, make_user):

@@ -641,6 +641,32 @@ def test_a_silent_receiver_holds_four_calls_and_nobody_elses(make_app, world, ma
     assert world.row(world.user.id, User).webhook_failures == 4
 
 
+def test_a_share_of_the_calls_may_wait_for_receivers_and_the_worker_takes_the_rest_at_once(
+    make_app, world, make_user, assign
+):
+    """Of 20 calls at once 4, and one of a user's; nobody waits for anything beyond."""
+    app, numbers = make_app(WEBHOOK_TIMEOUT=PATIENCE, WORKER_CONNECTIONS=20), []
+    with ThreadPoolExecutor(4) as pool, holding() as (held, url):
+        for n in range(5):
+            numbers.append(f"1202555080{n}")
+            assign(make_user(name=str(n), webhook_url=url).id, numbers[-1])
+        first = pool.submit(world.sms, app, phone_number=numbers[0])
+        held.wait()
+        assert world.sms(app, phone_number=numbers[0])["webhook"] == "pending"
+        others = [pool.submit(world.sms, app, phone_number=number) for number in numbers[1:4]]
+        held.wait(3)
+        assert world.sms(app, phone_number=numbers[4])["webhook"] == "pending"
+        waiting = [row for row in world.rows() if row.last_result == "busy"]
+        assert len(waiting) == 2
+        assert all((row.attempts, row.lease) == (0, None) for row in waiting)
+        assert all(row.next_attempt_at <= utcnow() for row in waiting)
+        held.let_go()
+        assert {call.result()["webhook"] for call in (first, *others)} == {"delivered"}
+    with receiving(lambda: ("", 204)) as url:
+        world.change(User, webhook_url=url)
+        assert world.work(app=app) == ["delivered"] * 2
+
+
 def test_an_endpoint_that_failed_is_tried_by_one_at_a_time(make_app, world):
     app = make_app(WEBHOOK_TIMEOUT=PATIENCE)
     with ThreadPoolExecutor() as pool, holding() as (held, url):
