@@ -17,8 +17,14 @@ SHARES = {"main_server": 0.35, "receivers": 0.2, "waiters": 0.3}
 SLOW_CLIENTS = 0.1
 
 
+# How many of the calls that ask the main server run at once, before they ask and after: hundreds of
+# them often come back at the same moment, and all others' calls would queue behind them
+RUNNING_BEFORE, RUNNING_AFTER = 4, 2
+
+
 def init_app(app: Flask) -> None:
     connections = app.config["WORKER_CONNECTIONS"]
+    app.extensions["gate"] = Gate(RUNNING_BEFORE, RUNNING_AFTER)
     app.extensions["shares"] = {
         name: Slots(int(part * connections)) for name, part in SHARES.items()
     }
@@ -28,6 +34,44 @@ def share(name: str) -> "Slots":
     """The places of one of SHARES, taken by user."""
     found: Slots = current_app.extensions["shares"][name]
     return found
+
+
+def gate() -> "Gate":
+    """The gate of the calls that ask the main server."""
+    found: Gate = current_app.extensions["gate"]
+    return found
+
+
+class Gate:
+    """Lets few calls run at once, in their order; a call that waits for somebody goes outside.
+
+    `before` of them run that were not outside yet, and `after` that were: so neither wait for the
+    other ones' crowd.
+    """
+
+    def __init__(self, before: int, after: int) -> None:
+        self._before, self._after = threading.Semaphore(before), threading.Semaphore(after)
+        self._call = threading.local()
+
+    @contextlib.contextmanager
+    def inside(self) -> Iterator[None]:
+        self._take(self._before)
+        try:
+            yield
+        finally:
+            self._call.place.release()
+
+    @contextlib.contextmanager
+    def outside(self) -> Iterator[None]:
+        self._call.place.release()
+        try:
+            yield
+        finally:
+            self._take(self._after)
+
+    def _take(self, place: threading.Semaphore) -> None:
+        place.acquire()
+        self._call.place = place
 
 
 class Slots:

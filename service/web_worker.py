@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import io
+import itertools
 import json
 import os
 import resource
@@ -11,6 +12,7 @@ import socket
 import struct
 import sys
 import termios
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -28,6 +30,8 @@ from service.limits import SLOW_CLIENTS
 # From its first byte, how long the head of a request may take; the body; and a pause while the
 # client takes the answer in
 HEAD_SECONDS, BODY_SECONDS, SEND_SECONDS = 10, 20, 30
+# Who owes a request for longer is slow
+PATIENCE_SECONDS = 0.2
 # How long after the signal to stop a kept connection may still bring a request
 LINGER_SECONDS = 2
 # Look-ups of names have no time limit, and each takes a thread
@@ -67,9 +71,10 @@ class WebWorker(GeventWorker):
         self.pool = Pool(self.worker_connections)
         # Upstream would stop at once, before there is a successor
         self.successor_at, self.max_requests = self.max_requests, sys.maxsize
-        # Connections in the order of time: whose request is awaited, and which rest between two
-        self.owing: dict[Any, None] = {}
-        self.resting: dict[Any, None] = {}
+        # Connections in the order of time, and since when: whose request is awaited, and which rest
+        # between two
+        self.owing: dict[Any, float] = {}
+        self.resting: dict[Any, float] = {}
 
     def load_wsgi(self) -> None:
         super().load_wsgi()
@@ -86,8 +91,10 @@ class WebWorker(GeventWorker):
         for server in servers:
             server.max_accept = 1  # leave the next one to another process
             server.start()
-        while not self.told_to_stop.wait(1):
+        while not self.told_to_stop.wait(PATIENCE_SECONDS):
             self.notify()
+            if not self.pool.free_count():
+                self.make_room()
         for server in servers:
             accept_who_waits(server)
         self.pool.join(LINGER_SECONDS)
@@ -102,7 +109,7 @@ class WebWorker(GeventWorker):
 
     def serve(self, client: Any, address: Any) -> None:
         """Answer the requests of one connection, one after the other."""
-        self.owing[client] = None
+        self.owing[client] = time.monotonic()
         self.make_room()
         if address:  # the IPv6 form of an IPv4 address means the latter
             address = (address[0].removeprefix("::ffff:"), *address[1:])
@@ -110,7 +117,8 @@ class WebWorker(GeventWorker):
         try:
             while next_begins(client, parser, patience):
                 self.resting.pop(client, None)
-                self.owing[client] = req = None
+                self.owing[client] = time.monotonic()
+                req = None
                 with gevent.Timeout(HEAD_SECONDS, False):
                     req = next(parser)
                 if req is None:
@@ -118,7 +126,7 @@ class WebWorker(GeventWorker):
                     break
                 self.handle_request(client.getsockname(), req, client, address)
                 self.owing.pop(client, None)
-                self.resting[client] = None
+                self.resting[client] = time.monotonic()
                 patience = self.cfg.keepalive
         except (StopIteration, NoMoreData, OSError):
             pass  # the last answer, or the client has gone
@@ -131,18 +139,25 @@ class WebWorker(GeventWorker):
             util.close_graceful(client)
 
     def make_room(self) -> None:
-        """End the connection that has owed its request for longest, if those that do have their
-        share; if there is no place for another connection, rather the one that has rested longest.
+        """End the slow client that has owed its request for longest, if slow clients have more than
+        their share; if there is no place for another connection, rather one that rests.
+
+        Not one whose request has arrived: in a crowd it may be unread for a while.
         """
+        slow_since = time.monotonic() - PATIENCE_SECONDS
+        slow = itertools.takewhile(lambda client: self.owing[client] < slow_since, self.owing)
         if len(self.owing) > SLOW_CLIENTS * self.worker_connections:
-            crowd = self.owing
+            candidates: Iterable[Any] = slow
         elif self.pool.free_count():
             return
         else:
-            crowd = self.resting or self.owing
-        for client in list(crowd)[:1]:
-            del crowd[client]
-            shut(client, socket.SHUT_RDWR)
+            candidates = itertools.chain(self.resting, slow)
+        for client in list(itertools.islice(candidates, 20)):
+            if not unread(client):
+                self.owing.pop(client, None)
+                self.resting.pop(client, None)
+                shut(client, socket.SHUT_RDWR)
+                return
 
     def handle_request(self, name: Any, req: Any, client: Any, address: Any) -> None:
         super().handle_request(name, req, client, address)

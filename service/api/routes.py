@@ -66,6 +66,11 @@ def get_number(key: str | None = None) -> tuple[dict[str, Any], dict[str, str]]:
     """A number from the main server, assigned to the user."""
     if request.method != "GET" or "prefetch" in _purpose():
         raise MethodNotAllowed(["GET"])  # a HEAD or a prefetch must not use up a number
+    with limits.gate().inside():
+        return _get_number(key)
+
+
+def _get_number(key: str | None) -> tuple[dict[str, Any], dict[str, str]]:
     user = auth.calling_user(key)
     auth.require_active_manager(user)
     query = load_query(_GET_NUMBER, request.args)

@@ -69,8 +69,10 @@ def _get_number(
         return Assigned(row, code)
     fields = {"request": row.id, "user_id": user.id, "country_id": country_id}
     try:
-        phone_code = phone_code_of(country_id) if needs_code else None
-        grant = upstream.get_number(country_id, operator_id, upstream_key(row, idempotency_key))
+        with limits.gate().outside():
+            phone_code = phone_code_of(country_id) if needs_code else None
+            once = upstream_key(row, idempotency_key)
+            grant = upstream.get_number(country_id, operator_id, once)
     except upstream.UpstreamError as e:
         _give_up(row, e, fields)
         raise (NoNumberReceived if isinstance(e, upstream.NoNumber) else UnableToGetNumber) from e

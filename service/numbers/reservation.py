@@ -7,6 +7,7 @@ from flask import current_app
 from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 
+from service import limits
 from service.database.columns import utcnow
 from service.database.engine import db
 from service.database.models import NumberState, PhoneNumber, User, UserSummary
@@ -38,7 +39,8 @@ def reserve(
             return row
         if time.monotonic() > give_up:
             raise UnableToGetNumber
-        time.sleep(POLL_SECONDS)
+        with limits.gate().outside():
+            time.sleep(POLL_SECONDS)
 
 
 def upstream_key(row: PhoneNumber, idempotency_key: str | None) -> str:
