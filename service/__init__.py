@@ -14,7 +14,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from config import Config, ConfigError
-from service import commands, limits, logs, pages, upstream
+from service import commands, limits, logs, pages, upstream, waiting
 from service.api import routes
 from service.database.engine import db, migrate, set_up_mysql, set_up_sqlite
 from service.errors import Busy
@@ -54,7 +54,7 @@ def create_app(config: Config | None = None) -> Flask:
             set_up_sqlite(db.engine)
         else:
             set_up_mysql(db.engine, config.DATABASE_HOSTS)
-    for part in (limits, upstream, queue, attempt, by_hand, session, commands):
+    for part in (limits, waiting, upstream, queue, attempt, by_hand, session, commands):
         part.init_app(app)
     app.register_blueprint(routes.bp)
     app.register_blueprint(pages.bp)

@@ -21,9 +21,9 @@ from service.database.models import (
 )
 from service.database.writing import release
 from service.limits import share
+from service.waiting import Bell, waiters
 
 COUNTS = ("numbers", "sms", "otps", "webhooks_delivered")
-POLL_SECONDS = 0.5
 
 
 def numbers(
@@ -56,8 +56,9 @@ def messages(
     """
     query = select(Message).where(Message.user_id == user.id).limit(limit)
     query = query.options(selectinload(Message.deliveries))
-    if phone_number is not None:
-        query = query.where(Message.digits.in_(_spelled(user, phone_number)))
+    digits = None if phone_number is None else _spelled(user, phone_number)
+    if digits is not None:
+        query = query.where(Message.digits.in_(digits))
     if before is not None:
         query = query.where(Message.id < before)
     if after is not None:
@@ -66,14 +67,21 @@ def messages(
         query = query.order_by(Message.id.desc())
     # Wait for SMS still being committed: a reader paging by id would skip them
     query = query.with_for_update(read=True)
-    rows = _read(query)
-    if not rows and wait:
-        with share("waiters").take(user.id) as may_wait:
-            give_up = time.monotonic() + wait
-            while may_wait and not rows and (rest := give_up - time.monotonic()) > 0:
-                time.sleep(min(rest, POLL_SECONDS))
-                rows = _read(query)
+    rows = _wait_for(query, user, Bell(after or 0, digits), wait) if wait else _read(query)
     return rows if after is not None else rows[::-1]
+
+
+def _wait_for(query: Select[Message], user: User, bell: Bell, seconds: float) -> Sequence[Message]:
+    # Before the first look, so that no SMS falls between it and the wait
+    with waiters().hanging(bell, user.id):
+        if rows := _read(query):
+            return rows
+        with share("waiters").take(user.id) as may_wait:
+            give_up = time.monotonic() + seconds
+            while may_wait and not rows and (rest := give_up - time.monotonic()) > 0:
+                waiters().wait(bell, rest)
+                rows = _read(query)
+    return rows
 
 
 def _read(query: Select[Message]) -> Sequence[Message]:

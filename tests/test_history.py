@@ -2,14 +2,16 @@
 
 import contextlib
 import re
+import sqlite3
 import threading
 import time
 from collections import Counter
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import event, insert, select, text
+from sqlalchemy import delete, event, insert, select, text
 
+from service import waiting
 from service.database.columns import utcnow
 from service.database.engine import db
 from service.database.models import Attempt, Delivery, Message, PhoneNumber, User
@@ -17,6 +19,7 @@ from service.database.writing import transact
 from tests.conftest import SYSTEM_KEY
 from tests.databases import on_mariadb, on_sqlite
 from tests.fixtures import NUMBER
+from tests.peers import until
 from tests.records import change
 
 OTHER = "12025550124"
@@ -31,11 +34,12 @@ def read(client, call, user, status=200, **query):
 
 @pytest.fixture
 def sms(client, make_provider):
-    """Let an SMS come in; gives its id."""
+    """Let an SMS come in, by `app` or another process of the service; gives its id."""
     path = make_provider("gw")
 
-    def send(text, to=NUMBER, **fields):
-        return client.post(path, json={"to": to, "text": text} | fields).json["data"]["id"]
+    def send(text, to=NUMBER, by=None, **fields):
+        taker = by.test_client() if by else client
+        return taker.post(path, json={"to": to, "text": text} | fields).json["data"]["id"]
 
     return send
 
@@ -166,24 +170,46 @@ class Waiters:
     """Calls of /api/messages in threads of their own, which wait or have been answered."""
 
     def __init__(self, app):
-        self.app, self.threads, self.answers = app, [], {}
-        self.reads, self.changed = Counter(), threading.Condition()
+        self.app, self.threads, self.answers, self.seconds = app, [], {}, {}
+        # The looks of each call, the calls that began to wait, and of each poll the thread and
+        # the id that it goes back to
+        self.reads, self.waiting, self.polls = Counter(), set(), []
+        self.after_first_look, self.changed = lambda: None, threading.Condition()
         with app.app_context():
-            engine = db.engine
-        event.listen(engine, "after_cursor_execute", self._note)
+            event.listen(db.engine, "after_cursor_execute", self._note)
+        service = app.extensions["waiters"]
+        service.wait = self._noted(service.wait)
 
-    def _note(self, _connection, _cursor, statement, *_):
-        if "FROM messages" in statement:
+    def _note(self, _connection, _cursor, statement, parameters, *_):
+        thread, is_first_look = threading.current_thread(), False
+        with self.changed:
+            if is_poll(statement):
+                bound = parameters if isinstance(parameters, tuple) else parameters.values()
+                self.polls.append((thread, *bound))
+            elif statement.startswith("SELECT messages.id"):
+                self.reads[thread] += 1
+                is_first_look = self.reads[thread] == 1
+            self.changed.notify_all()
+        if is_first_look:
+            self.after_first_look()
+
+    def _noted(self, wait):
+        def noted(*args):
             with self.changed:
-                self.reads[threading.current_thread()] += 1
+                self.waiting.add(threading.current_thread())
                 self.changed.notify_all()
+            wait(*args)
+
+        return noted
 
     def call(self, user, **query):
         """Start a call; gives its thread."""
 
         def run():
+            began = time.monotonic()
             rows = read(self.app.test_client(), "messages", user, **query)
             with self.changed:
+                self.seconds[threading.current_thread()] = time.monotonic() - began
                 self.answers[threading.current_thread()] = [row["id"] for row in rows]
                 self.changed.notify_all()
 
@@ -191,22 +217,38 @@ class Waiters:
         self.threads[-1].start()
         return self.threads[-1]
 
-    def settle(self, thread, reads=2):
-        """Whether the call waits: it looks again and again, and is not answered."""
-        with self.changed:
-            assert self.changed.wait_for(
-                lambda: thread in self.answers or self.reads[thread] >= reads, 60
-            )
-            return thread not in self.answers
+    def settle(self, thread):
+        """Whether the call waits; else it was answered."""
+        self._until(lambda: thread in self.answers or thread in self.waiting)
+        return thread not in self.answers
 
     def go_on(self, *threads):
-        """Whether each of the calls looks at least twice more, and is not answered."""
-        goals = [self.reads[thread] + 2 for thread in threads]
-        return all(self.settle(*pair) for pair in zip(threads, goals, strict=True))
+        """Whether the calls still wait when the database has been asked for them again."""
+        self.polled(3)
+        return not set(threads) & set(self.answers)
+
+    def polled(self, n):
+        """Wait for so many more polls."""
+        goal = len(self.polls) + n
+        self._until(lambda: len(self.polls) >= goal)
+
+    def answered(self, thread):
+        """The ids that the call was answered with, which its time's end did not cause."""
+        self._until(lambda: thread in self.answers)
+        assert self.seconds[thread] < 20
+        return self.answers[thread]
+
+    def _until(self, condition):
+        with self.changed:
+            assert self.changed.wait_for(condition, 60)
 
     def join(self):
         for thread in self.threads:
             thread.join()
+
+
+def is_poll(statement):
+    return statement.startswith("SELECT messages.user_id, messages.id, messages.digits")
 
 
 @pytest.fixture
@@ -222,32 +264,209 @@ def waiters():
         yield make
 
 
-def test_wait_answers_as_soon_as_there_is_one(app, make_user, assign, sms, waiters):
-    """One of the user's own, and of the number that is asked for."""
+@pytest.fixture(autouse=True)
+def _polls_follow_quickly(monkeypatch):
+    monkeypatch.setattr(waiting, "POLL_SECONDS", 0.05)
+
+
+@pytest.fixture
+def elsewhere(app, make_app):
+    """The service as another process runs it."""
+    return make_app()
+
+
+@pytest.fixture(params=["same process", "another process"])
+def taker(request, app, elsewhere, monkeypatch):
+    """The app that takes an SMS in for who waits in `app`; in the same no poll is needed."""
+    if request.param == "another process":
+        return elsewhere
+    monkeypatch.setattr(waiting, "POLL_SECONDS", 60)
+    return app
+
+
+def test_wait_answers_as_soon_as_there_is_one(taker, app, make_user, assign, sms, waiters):
+    """One of the user's own, after `after`, and of the number that is asked for."""
     user, other = make_user(), make_user(name="Ben")
     for digits, holder in ((NUMBER, user), (OTHER, other), ("12025550125", user)):
         assign(holder.id, digits)
-    before = sms("code 111111")
+    before = sms("code 111111", id="1")
     calls = waiters(app)
     call = calls.call(user, wait=25, after=before, phone_number=NUMBER)
     assert calls.settle(call)
+    sms("code 123456", OTHER, by=taker)
+    sms("code 123456", "12025550125", by=taker)
+    assert sms("code 111111", id="1", by=taker) == before
+    if taker is not app:
+        assert calls.go_on(call)
+    sent = sms("code 654321", by=taker)
+    assert calls.answered(call) == [sent]
+    # The first look and the one that found it: what is not asked for causes none
+    assert calls.reads[call] == 2
+
+
+def test_an_sms_between_the_look_and_the_wait_is_not_missed(
+    taker, app, make_user, assign, sms, waiters
+):
+    user, calls, sent = make_user(), waiters(app), []
+    assign(user.id)
+    calls.after_first_look = lambda: sent.append(sms("code 123456", by=taker))
+    call = calls.call(user, wait=25)
+    assert calls.answered(call) == sent
+    assert len(sent) == 1
+
+
+@on_sqlite
+def test_who_is_told_of_an_sms_that_is_gone_goes_on_waiting(app, make_user, assign, sms, waiters):
+    user, calls = make_user(), waiters(app)
+    assign(user.id)
+
+    def come_and_go():
+        sms("code 123456")
+        with app.app_context():
+            transact(lambda tx: tx.execute(delete(Message)))
+
+    calls.after_first_look = come_and_go
+    call = calls.call(user, wait=1)
+    assert calls.answered(call) == []
+    assert calls.reads[call] == 3
+
+
+def test_one_query_asks_for_all_who_wait(app, elsewhere, make_user, assign, sms, waiters):
+    users, calls = [make_user(), make_user(name="Ben")], waiters(app)
+    assign(users[0].id)
+    threads = [[calls.call(user, wait=25) for _ in range(4)] for user in users]
+    assert all(calls.settle(thread) for thread in threads[0] + threads[1])
+    calls.polled(4)
+    assert len({thread for thread, _ in calls.polls}) == 1
+    assert calls.reads.keys() >= {*threads[0], *threads[1]}
+    assert {calls.reads[thread] for thread in threads[0] + threads[1]} == {1}
+    sent = sms("code 123456", by=elsewhere)
+    assert [calls.answered(thread) for thread in threads[0]] == [[sent]] * 4
+    assert calls.go_on(*threads[1])
+    assert {calls.reads[thread] for thread in threads[1]} == {1}
+    assign(users[1].id, OTHER)
     sms("code 123456", OTHER)
-    sms("code 123456", "12025550125")
-    assert calls.go_on(call)
-    sent, seen = sms("code 654321"), calls.reads[call]
-    calls.join()
-    assert calls.answers[call] == [sent]
-    # The look under way when it came, and the one that found it: none after that
-    assert calls.reads[call] - seen <= 2
+
+
+@on_sqlite
+def test_a_poll_reads_no_more_than_the_latest_sms(app, elsewhere, make_user, assign, sms, waiters):
+    """Also after a purge, when SQLite gives the ids out again."""
+    user, calls = make_user(), waiters(app)
+    assign(user.id)
+    assign(user.id, OTHER)
+    old = {
+        "user_id": user.id, "provider": "gw", "digits": OTHER, "sms_text": "x",
+        "received_at": utcnow(),
+    }  # fmt: skip
+    with app.app_context(), db.engine.begin() as connection:
+        connection.execute(insert(Message), [old | {"id": id} for id in (7, 5000)])
+    call = calls.call(user, wait=25, phone_number=NUMBER)
+    assert calls.settle(call)
+    calls.polled(1)
+    assert calls.polls[0][1] == 5000 - waiting.MARGIN
+    assert sms("code 123456", OTHER, by=elsewhere) == 5001
+    calls.polled(3)
+    assert calls.polls[-1][1] == 5001 - waiting.MARGIN
+    with app.app_context():
+        transact(lambda tx: tx.execute(delete(Message)))
+    calls.polled(3)
+    sent = sms("code 654321", by=elsewhere)
+    assert sent == 1
+    assert calls.answered(call) == [sent]
+
+
+@on_sqlite
+def test_the_polls_end_with_the_last_who_waits_and_begin_again(
+    app, elsewhere, make_user, assign, sms, waiters
+):
+    user, calls = make_user(), waiters(app)
+    assign(user.id)
+    for n in range(2):
+        call = calls.call(user, wait=25, after=sms(f"code {n}"))
+        assert calls.settle(call)
+        calls.polled(1)
+        watcher = calls.polls[-1][0]
+        sent = sms(f"code 12345{n}", by=elsewhere)
+        assert calls.answered(call) == [sent]
+        until(lambda watcher=watcher: not watcher.is_alive())
+
+
+@contextlib.contextmanager
+def polls_fail(app, error):
+    """Polls of `app` raise `error` while the block runs; gives a list of the threads that did."""
+    failed = []
+
+    def fail(_connection, _cursor, statement, *_):
+        if is_poll(statement):
+            failed.append(threading.current_thread())
+            raise error
+
+    with app.app_context():
+        engine = db.engine
+    event.listen(engine, "before_cursor_execute", fail)
+    try:
+        yield failed
+    finally:
+        event.remove(engine, "before_cursor_execute", fail)
+
+
+NO_DISK = sqlite3.OperationalError("disk I/O error")
+
+
+@on_sqlite
+def test_polls_go_on_after_a_failure_which_is_logged_once(
+    app, elsewhere, make_user, assign, sms, waiters, caplog
+):
+    user, calls = make_user(), waiters(app)
+    assign(user.id)
+    call = calls.call(user, wait=25, phone_number=NUMBER)
+    assert calls.settle(call)
+    for n in range(2):
+        with polls_fail(app, NO_DISK) as failed:
+            if n:
+                sent = sms("code 123456", by=elsewhere)
+            until(lambda failed=failed: len(failed) >= 3)
+            assert call not in calls.answers
+        assert n or calls.go_on(call)
+        assert caplog.text.count("event=waiters_failed") == n + 1
+    assert calls.answered(call) == [sent]
+
+
+@on_sqlite
+def test_who_waits_looks_in_the_end_whatever_became_of_the_polls(
+    app, elsewhere, make_user, assign, sms, waiters
+):
+    user, calls, sent = make_user(), waiters(app), []
+    assign(user.id)
+    calls.after_first_look = lambda: sent.append(sms("code 123456", by=elsewhere))
+    with polls_fail(app, NO_DISK):
+        call = calls.call(user, wait=1)
+        assert calls.answered(call) == sent
+    assert calls.seconds[call] >= 1
+
+
+@on_sqlite
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_watcher_that_is_gone_is_replaced(app, elsewhere, make_user, assign, sms, waiters):
+    """As in a fork, which inherits no thread."""
+    user, calls = make_user(), waiters(app)
+    assign(user.id)
+    with polls_fail(app, SystemExit()) as failed:
+        calls.call(user, wait=2)
+        until(lambda: failed and not failed[0].is_alive())
+    call = calls.call(user, wait=25)
+    assert calls.settle(call)
+    sent = sms("code 123456", by=elsewhere)
+    assert calls.answered(call) == [sent]
 
 
 def test_wait_ends_with_the_empty_list(app, make_user, waiters):
-    calls, began = waiters(app), time.monotonic()
+    calls = waiters(app)
     call = calls.call(make_user(), wait=1)
     calls.join()
     assert calls.answers[call] == []
-    assert calls.reads[call] >= 2
-    assert time.monotonic() - began >= 1
+    assert calls.reads[call] == 2
+    assert calls.seconds[call] >= 1
 
 
 @on_sqlite
@@ -260,6 +479,7 @@ def test_what_is_there_is_answered_at_once(app, make_user, assign, sms, waiters,
     call = calls.call(user, **query)
     calls.join()
     assert calls.reads[call] == 1
+    assert not calls.waiting
 
 
 @on_sqlite
@@ -272,14 +492,14 @@ def test_a_share_of_the_calls_may_wait_and_a_quarter_of_that_for_one_user(
     """
     app = make_app(WORKER_CONNECTIONS=30)
     users = [make_user(name=name) for name in ("Ann", "Ben", "Cem", "Dan", "Eva")]
-    calls, waiting = waiters(app), []
+    calls, settled = waiters(app), []
     for n, user in enumerate(users):
         assign(user.id, f"1202555010{n}")
         mine = [calls.call(user, wait=25) for _ in range(2 if n < 4 else 1)]
         # The rest must find their places taken
-        waiting.append([calls.settle(call) for call in mine])
-        waiting[-1].append(calls.settle(calls.call(user, wait=25)))
-    assert waiting == [[True, True, False]] * 4 + [[True, False]]
+        settled.append([calls.settle(call) for call in mine])
+        settled[-1].append(calls.settle(calls.call(user, wait=25)))
+    assert settled == [[True, True, False]] * 4 + [[True, False]]
     for n in range(5):
         sms("code 123456", f"1202555010{n}")
     calls.join()
@@ -324,6 +544,29 @@ def test_an_sms_that_is_just_being_stored_is_not_passed_over(
         connection.commit()
     calls.join()
     assert calls.answers[call] == [first, second]
+
+
+@on_mariadb
+def test_a_lower_id_that_is_committed_later_is_not_passed_over(
+    app, elsewhere, make_user, assign, sms, waiters
+):
+    ann, ben = make_user(), make_user(name="Ben")
+    assign(ben.id, OTHER)
+    columns = {
+        "user_id": ann.id, "provider": "gw", "digits": NUMBER,
+        "sms_text": "first", "received_at": utcnow(), "created_at": utcnow(),
+    }  # fmt: skip
+    calls = waiters(app)
+    call = calls.call(ann, wait=25)
+    assert calls.settle(call)
+    with elsewhere.app_context(), db.engine.connect() as connection:
+        lower = connection.execute(insert(Message).values(columns)).inserted_primary_key.id
+        higher = sms("second", OTHER, by=elsewhere)
+        assert lower < higher
+        assert calls.go_on(call)
+        assert calls.polls[-1][1] == higher - waiting.MARGIN
+        connection.commit()
+    assert calls.answered(call) == [lower]
 
 
 @on_mariadb

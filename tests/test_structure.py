@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 # The folders and modules of service/ from the top down; "" is service/__init__ itself
 LEVELS = [
     "demo", "sandbox", "web_worker", "", "commands", "pages", "api", "sms", "numbers", "history",
-    "webhooks", "auth", "users", "upstream", "cache", "database", "outbound", "dialling",
+    "waiting", "webhooks", "auth", "users", "upstream", "cache", "database", "outbound", "dialling",
     "deadlines", "limits", "keys", "fields", "logs", "errors",
 ]  # fmt: skip
 MODULES = {

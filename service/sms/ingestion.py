@@ -14,6 +14,7 @@ from service.keys import sha256
 from service.logs import event
 from service.sms import otp
 from service.sms.incoming import Sms
+from service.waiting import waiters
 from service.webhooks import queue
 from service.webhooks.delivery import deliver
 
@@ -43,13 +44,14 @@ class _Stored(NamedTuple):
 
 
 def ingest(sms: Sms, provider: str, source: str) -> dict[str, Any]:
-    """Store `sms`, then deliver its webhook; returns the answer's `data`.
+    """Store `sms`, tell who waits for it, then deliver its webhook; returns the answer's `data`.
 
     `provider` is the name that users see; `source` keeps the message ids of gateways apart. The
     SMS and its delivery are committed together before the receiver is called.
     """
     stored = _store_once(sms, provider, source)
     message, webhook = stored.message, stored.webhook
+    waiters().tell(message.user_id, message.id, message.digits)
     event(
         "sms_duplicate" if stored.is_duplicate else "sms_stored", message_id=message.id,
         user_id=message.user_id, provider=provider, otp=message.otp_code is not None,
