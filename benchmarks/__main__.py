@@ -21,7 +21,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from sqlalchemy import func, select
 
-from benchmarks import harness, records
+from benchmarks import harness, records, slow_peers
 from service.database.engine import db
 from service.database.models import Attempt, Delivery
 from tests import mariadb
@@ -252,6 +252,7 @@ CASES = {
     "ingest": (against_the_floor("ingest + webhook", harness.ingest, 1.5), ENGINES),
     "slow": (slow, ENGINES),
     "holes": (holes, ENGINES),
+    "crowds": (slow_peers.crowds, ENGINES),
     "million": (million, ENGINES),
     "worker": (worker, ENGINES),
     "hot-row": (hot_row, ("mariadb",)),

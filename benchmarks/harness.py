@@ -62,6 +62,11 @@ class Process:
             time.sleep(0.05)
         raise RuntimeError(f"it does not start:\n{self.log.read_text()[-2000:]}")
 
+    def wait_for_workers(self, count):
+        while len(self.workers()) < count:
+            time.sleep(0.05)
+        time.sleep(1)  # until they serve
+
     def workers(self):
         path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         return [int(pid) for pid in path.read_text().split()]
@@ -188,6 +193,12 @@ class Bench:
             db.session.flush()
             db.session.add(number)
 
+    def queries(self, engine):
+        """How many SELECTs MariaDB has answered so far; 0 on SQLite."""
+        if engine != "mariadb":
+            return 0
+        return int(self._mariadb.run("SHOW GLOBAL STATUS LIKE 'Com_select'")[0][1])
+
     def connections(self, url, process):
         """How many connections to the database at `url` each worker of `process` has open."""
         if not url.startswith("sqlite"):
@@ -283,11 +294,10 @@ def messages(n):
     )
 
 
-def ingest(n):
+def ingest(n, text="Your code is 493817"):
     """An SMS with a code to user `n`; the braces in it are the load generator's."""
-    body = json.dumps({"to": digits(n), "text": "Your code is 493817", "id": "ID"})
-    length = len(body) - len("ID") + 10
-    body = body.replace("ID", "{n}")
+    body = json.dumps({"to": digits(n), "text": text, "id": "{n}"})
+    length = len(body.replace("{n}", "0123456789"))
     return (
         f"POST /api/ingest/{INGEST_KEY} HTTP/1.1\r\nHost: bench\r\n"
         f"Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"

@@ -1,6 +1,6 @@
 """A main server and a webhook receiver that cost little: `python -m benchmarks.stubs PORT`.
 
-Below `/slow` every answer takes 300 ms; `/hole` never answers.
+Below `/slow` every answer takes 300 ms, below `/after-N` N seconds; below `/hole` none comes.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ import sys
 from service.sandbox import COUNTRIES, operators
 
 SLOW_SECONDS = 0.3
+AFTER = re.compile(rb"/after-(\d+)/")
 LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 DIGITS = itertools.count(447_000_000_000)
 
@@ -44,23 +45,27 @@ class Peer(asyncio.Protocol):
             return
         self.received = b""
         path = head.split(b" ", 2)[1]
+        if path.startswith(b"/hole"):
+            return
         if b"/api/get-number/" in path:
             number = {"phone_number": f"+{next(DIGITS)}", "operator": OPERATOR}
             self.answer(path, answer(success(number)))
         elif b"/api/init/" in path:
             self.answer(path, INIT)
-        elif path != b"/hole":
+        else:
             self.answer(path, answer(b""))
 
     def answer(self, path, data):
         if path.startswith(b"/slow"):
             asyncio.get_running_loop().call_later(SLOW_SECONDS, self.transport.write, data)
+        elif after := AFTER.match(path):
+            asyncio.get_running_loop().call_later(int(after[1]), self.transport.write, data)
         else:
             self.transport.write(data)
 
 
 async def main(port):
-    server = await asyncio.get_running_loop().create_server(Peer, "127.0.0.1", port, backlog=500)
+    server = await asyncio.get_running_loop().create_server(Peer, "127.0.0.1", port, backlog=2000)
     await server.serve_forever()
 
 

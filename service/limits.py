@@ -12,7 +12,7 @@ from service.errors import TooManyTries
 
 # Of the calls that a process handles at once, how many may wait for whom. The rest is left to those
 # that wait for nobody
-SHARES = {"main_server": 0.35, "receivers": 0.2, "waiters": 0.3}
+SHARES = {"main_server": 0.3, "receivers": 0.15, "waiters": 0.45}
 # ... and how many may be waited for until they have sent their request
 SLOW_CLIENTS = 0.1
 

@@ -488,9 +488,9 @@ def test_a_share_of_the_calls_may_wait_and_a_quarter_of_that_for_one_user(
 ):
     """The others are answered at once; a place is free again when its call has ended.
 
-    Of 30 calls at once 9 may wait, and 2 for one user.
+    Of 20 calls at once 9 may wait, and 2 for one user.
     """
-    app = make_app(WORKER_CONNECTIONS=30)
+    app = make_app(WORKER_CONNECTIONS=20)
     users = [make_user(name=name) for name in ("Ann", "Ben", "Cem", "Dan", "Eva")]
     calls, settled = waiters(app), []
     for n, user in enumerate(users):

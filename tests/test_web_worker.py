@@ -279,7 +279,7 @@ def test_a_main_server_that_hangs_holds_up_only_those_who_ask_it(
             held()
 
     with serving(main_server) as behind:
-        _, url = gunicorn(main_server=behind, WORKER_CONNECTIONS="60", UPSTREAM_TIMEOUT="100")
+        _, url = gunicorn(main_server=behind, WORKER_CONNECTIONS="70", UPSTREAM_TIMEOUT="100")
         paths = [f"/api/get-number/{user.key}?country_id=2" for user in users] * 4
         calls = [in_background(functools.partial(get_of, url, path)) for path in paths]
         held.wait(21)
@@ -304,7 +304,7 @@ def test_receivers_that_hang_hold_up_only_their_users(
     with sandbox() as behind, holding() as (held, hook):
         for n in range(24):
             assign(make_user(name=str(n), webhook_url=hook).id, f"120255507{n:02}")
-        _, url = gunicorn(main_server=behind, WORKER_CONNECTIONS="60", WEBHOOK_TIMEOUT="100")
+        _, url = gunicorn(main_server=behind, WORKER_CONNECTIONS="80", WEBHOOK_TIMEOUT="100")
 
         def send(n):
             body = {"to": f"+120255507{n % 24:02}", "text": "code 123456", "id": str(n)}

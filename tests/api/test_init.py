@@ -201,7 +201,7 @@ def test_every_error_under_api_is_json(client, method, path, status):
 
 @on_sqlite
 def test_init_beyond_the_share_is_refused_unless_the_countries_are_known(make_app, make_user):
-    """Of 20 calls at once 7 may wait for the main server, and one of a user's."""
+    """Of 20 calls at once 6 may wait for the main server, and one of a user's."""
     user, held = make_user(), Held()
     main_server = create_sandbox(SYSTEM_KEY)
 

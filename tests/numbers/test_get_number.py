@@ -776,7 +776,7 @@ def test_repeats_wait_for_the_call_under_way_and_hold_no_connection(
 def test_a_share_of_the_calls_may_wait_for_the_main_server_and_a_quarter_of_it_for_one_user(
     make_app, make_user, records, change
 ):
-    """Of 30 calls at once 10, and 2 of one user: whoever comes then is told to come back, and
+    """Of 34 calls at once 10, and 2 of one user: whoever comes then is told to come back, and
     nothing is asked or stored for them."""
     users = [make_user(name=name) for name in "abcdef"]
     held = Held()
@@ -786,7 +786,7 @@ def test_a_share_of_the_calls_may_wait_for_the_main_server_and_a_quarter_of_it_f
         return granted(f"+1202555010{held.calls}")
 
     with answering(number) as main:
-        app = make_app(MAIN_SERVER_URL=main.url, WORKER_CONNECTIONS=30)
+        app = make_app(MAIN_SERVER_URL=main.url, WORKER_CONNECTIONS=34)
 
         def call(user):
             return app.test_client().get(f"/api/get-number/{user.key}?country_id=1")

@@ -740,7 +740,7 @@ def test_a_user_sends_one_webhook_by_hand_at_a_time(
 def test_what_is_sent_by_hand_needs_a_place_among_those_that_wait_for_receivers(
     app, make_app, user, receiver
 ):
-    """Of 20 calls at once 4 may, and one of a user's: an SMS's webhook has it here."""
+    """Of 20 calls at once 3 may, and one of a user's: an SMS's webhook has it here."""
     change(app, user, webhook_url=receiver.url)
     app = make_app(WORKER_CONNECTIONS=20)
     browser = logged_in(app, user.key)

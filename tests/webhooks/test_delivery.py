@@ -644,8 +644,8 @@ def test_a_silent_receiver_holds_four_calls_and_nobody_elses(make_app, world, ma
 def test_a_share_of_the_calls_may_wait_for_receivers_and_the_worker_takes_the_rest_at_once(
     make_app, world, make_user, assign
 ):
-    """Of 20 calls at once 4, and one of a user's; nobody waits for anything beyond."""
-    app, numbers = make_app(WEBHOOK_TIMEOUT=PATIENCE, WORKER_CONNECTIONS=20), []
+    """Of 27 calls at once 4, and one of a user's; nobody waits for anything beyond."""
+    app, numbers = make_app(WEBHOOK_TIMEOUT=PATIENCE, WORKER_CONNECTIONS=27), []
     with ThreadPoolExecutor(4) as pool, holding() as (held, url):
         for n in range(5):
             numbers.append(f"1202555080{n}")
