@@ -19,7 +19,7 @@ from service.api import routes
 from service.database.engine import db, migrate, set_up_mysql, set_up_sqlite
 from service.errors import Busy
 from service.pages import session
-from service.webhooks import attempt, by_hand, queue
+from service.webhooks import attempt, by_hand, pace, queue
 
 MAX_BODY_BYTES = 256 * 2**10
 POLICY = (
@@ -54,7 +54,7 @@ def create_app(config: Config | None = None) -> Flask:
             set_up_sqlite(db.engine)
         else:
             set_up_mysql(db.engine, config.DATABASE_HOSTS)
-    for part in (limits, waiting, upstream, queue, attempt, by_hand, session, commands):
+    for part in (limits, waiting, upstream, queue, attempt, pace, by_hand, session, commands):
         part.init_app(app)
     app.register_blueprint(routes.bp)
     app.register_blueprint(pages.bp)

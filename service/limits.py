@@ -82,10 +82,10 @@ class Slots:
         self._busy: Counter[Hashable] = Counter()
         self._lock = threading.Lock()
 
-    def full(self, limit: int) -> list[Hashable]:
-        """The names that have `limit` or more in progress."""
+    def busy(self) -> Counter[Hashable]:
+        """How much is in progress for each name."""
         with self._lock:
-            return [name for name, busy in self._busy.items() if busy >= limit]
+            return self._busy.copy()
 
     @contextlib.contextmanager
     def take(self, name: Hashable, limit: int | None = None) -> Iterator[bool]:

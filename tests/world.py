@@ -40,6 +40,11 @@ def receiving(answer):
         yield f"{url}/hook"
 
 
+def stop_worker():
+    """What SIGTERM does to the worker that runs in this process; done when this returns."""
+    signal.getsignal(signal.SIGTERM)(signal.SIGTERM, None)
+
+
 class Held:
     """An answer that keeps each call waiting until let_go()."""
 

@@ -18,7 +18,7 @@ from service.database.schema import is_current
 from service.database.writing import release
 from service.webhooks import queue
 from service.webhooks.by_hand import redeliver
-from service.webhooks.worker import work
+from service.webhooks.worker import THREADS, work
 
 webhooks = AppGroup("webhooks", help="The deliveries to the users' webhooks.")
 PROGRESS_SECONDS = 2
@@ -26,7 +26,7 @@ PROGRESS_SECONDS = 2
 
 @webhooks.command("deliver")
 @click.option("--watch", is_flag=True, help="Go on until SIGTERM: the worker.")
-@click.option("--threads", type=click.IntRange(1, 64), default=8, show_default=True)
+@click.option("--threads", type=click.IntRange(1, 256), default=THREADS, show_default=True)
 @as_json
 def webhooks_deliver(watch: bool, threads: int, as_json: bool) -> None:
     """Deliver what is due, until nothing is; with --watch, run until SIGTERM."""

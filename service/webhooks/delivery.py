@@ -21,6 +21,7 @@ from service.limits import share
 from service.logs import event
 from service.webhooks import endpoint, queue
 from service.webhooks.attempt import Attempt, PutOff, post
+from service.webhooks.pace import pace
 
 # How many seconds a batch may take before its outcomes are recorded
 BATCH_SECONDS = 0.5
@@ -119,12 +120,14 @@ def _try(
         outcome = post(user, endpoint.signing_secrets(user), delivery, trigger)
         event("webhook_tried", delivery_id=delivery.id, user_id=user.id, trigger=trigger,
               result=outcome.result, ms=outcome.ms)  # fmt: skip
+        pace().note(user.id, outcome)
     return _Tried(delivery, lease, outcome)
 
 
 def _put_off(user: User, trigger: Trigger, has_place: bool, has_slot: bool) -> PutOff | None:
     """Why this attempt has to wait: no place among those that wait for receivers, no slot of its
-    endpoint's, or an open circuit, whose probe it claims if due."""
+    endpoint's, an endpoint that is slow again and again, which an SMS does not wait for, or an open
+    circuit, whose probe it claims if due."""
     now, open_until = utcnow(), user.webhook_open_until
     soon = now + timedelta(seconds=1)
     if trigger is Trigger.TEST:
@@ -133,6 +136,8 @@ def _put_off(user: User, trigger: Trigger, has_place: bool, has_slot: bool) -> P
         return PutOff(Reason.BUSY, now)  # the worker takes it at once
     if not has_slot:
         return PutOff(Reason.BUSY, soon)
+    if trigger is Trigger.INGEST and not pace().may_wait(user):
+        return PutOff(Reason.BUSY, now)  # the worker takes it
     if not open_until or not trigger.heeds_circuit:
         return None
     if open_until > now or not transact(endpoint.claim_probe, user, now):

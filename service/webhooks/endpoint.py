@@ -60,6 +60,13 @@ def claim_probe(tx: Transaction, user: User, now: datetime) -> bool:
     return tx.execute(probing).rowcount == 1
 
 
+def pause_after(failures: int) -> float:
+    """For how many seconds an endpoint is left alone after so many consecutive failures."""
+    if failures < CIRCUIT_FAILURES:
+        return 0
+    return min(CIRCUIT_SECONDS * 2.0 ** min(failures - CIRCUIT_FAILURES, 10), MAX_CIRCUIT_SECONDS)
+
+
 class Change(NamedTuple):
     """How an attempt changed the endpoint, to be logged after the commit."""
 
@@ -85,10 +92,9 @@ def judge(tx: Transaction, user: User, attempt: Attempt, now: datetime) -> Chang
         tx.execute(endpoint.values(webhook_disabled_at=now))
         return Change("webhook_disabled")
     failures = tx.session.scalar(select(User.webhook_failures).where(User.id == user.id)) or 0
-    if failures < CIRCUIT_FAILURES:
+    if not (seconds := pause_after(failures)):
         return None
-    seconds = CIRCUIT_SECONDS * 2 ** min(failures - CIRCUIT_FAILURES, 10)
-    until = now + timedelta(seconds=min(seconds, MAX_CIRCUIT_SECONDS))
+    until = now + timedelta(seconds=seconds)
     tx.execute(endpoint.values(webhook_open_until=until))
     queue.reschedule(tx, user.id, until, Delivery.next_attempt_at < until, Delivery.attempts == 0)
     return Change("webhook_circuit_open", failures)

@@ -1,10 +1,10 @@
 """The queue of webhooks in the database: added, leased, claimed, rescheduled."""
 
 import json
-import random
 import secrets
 import sys
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -14,17 +14,15 @@ from sqlalchemy import ColumnElement, func, or_, select, update
 from service.database.columns import utcnow
 from service.database.engine import db
 from service.database.models import Delivery, DeliveryState, Message, Reason, User
-from service.database.writing import Transaction, release, transact
+from service.database.writing import Transaction, release
 from service.limits import Slots
 
 # Attempts at once for one endpoint in this process; only one where the last attempt failed
 SLOTS = 4
 # A lease outlives its attempt by this many seconds
 LEASE_SLACK = 10
-# How many deliveries a worker's thread claims at once
+# How many deliveries of one user a worker claims at once
 BATCH = 16
-# The next user is drawn from those of so many oldest deliveries
-CHOICE = 16
 
 
 def init_app(app: Flask) -> None:
@@ -128,30 +126,28 @@ def claim(
     return tx.session.get(Delivery, delivery_id, populate_existing=True)
 
 
-def claim_due(limit: int = BATCH) -> Sequence[Delivery]:
-    """Due deliveries, leased to the caller; of one user, so that a slow receiver holds up nobody
-    else's."""
-    while True:
-        # Users whose endpoint has no free slot in this process are left to those who hold them
-        is_wanted = is_due(utcnow()) & Delivery.user_id.not_in(slots().full(SLOTS))
-        oldest = select(Delivery.user_id).where(is_wanted).order_by(Delivery.next_attempt_at)
-        users = db.session.scalars(oldest.limit(CHOICE)).all()
-        release()
-        if not users:
-            return []
-        # Random among the oldest, so that workers rarely compete
-        of_user = Delivery.user_id == random.choice(users)
-        if claimed := transact(_claim_batch, is_wanted & of_user, limit):
-            return claimed
+def due_users() -> list[tuple[int, int]]:
+    """(id, consecutive failures) of each user with due deliveries."""
+    # Not a join, which would read every due delivery
+    waiting = User.id.in_(select(Delivery.user_id).where(is_due(utcnow())))
+    rows = db.session.execute(select(User.id, User.webhook_failures).where(waiting)).all()
+    release()
+    return [(row.id, row.webhook_failures) for row in rows]
 
 
-def _claim_batch(tx: Transaction, is_wanted: ColumnElement[bool], limit: int) -> Sequence[Delivery]:
-    lease = _new_lease(utcnow())
-    oldest = select(Delivery.id).where(is_wanted).order_by(Delivery.next_attempt_at).limit(limit)
-    ids = tx.session.scalars(oldest).all()
-    tx.execute(update(Delivery).where(Delivery.id.in_(ids), is_wanted).values(lease))
+def claim_due(tx: Transaction, users: Iterable[int]) -> list[list[Delivery]]:
+    """The oldest due deliveries of each user, leased to the caller, as a batch each; none of those
+    whom somebody else was quicker to claim."""
+    now = utcnow()
+    lease = _new_lease(now)
+    oldest = select(Delivery.id).where(is_due(now)).order_by(Delivery.next_attempt_at).limit(BATCH)
+    ids = [id for user in users for id in tx.session.scalars(oldest.filter_by(user_id=user))]
+    tx.execute(update(Delivery).where(Delivery.id.in_(ids), is_due(now)).values(lease))
     won = select(Delivery).where(Delivery.id.in_(ids), Delivery.lease == lease["lease"])
-    return tx.session.scalars(won.execution_options(populate_existing=True)).all()
+    batches = defaultdict(list)
+    for delivery in tx.session.scalars(won.execution_options(populate_existing=True)):
+        batches[delivery.user_id].append(delivery)
+    return list(batches.values())
 
 
 def give_back(tx: Transaction, deliveries: Sequence[Delivery]) -> None:

@@ -1,26 +1,44 @@
-"""The worker: threads that deliver what is due."""
+"""The worker: it claims what is due, and hands it to threads that deliver it."""
 
 import logging
 import random
 import threading
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import NamedTuple
 
 from flask import current_app
 
-from service.database.models import DeliveryState
+from service.database.models import Delivery, DeliveryState
+from service.database.writing import transact
 from service.logs import event
 from service.webhooks import queue
 from service.webhooks.delivery import deliver_batch
+from service.webhooks.pace import pace
 
+# Attempts in progress at once
+THREADS = 64
 POLL_SECONDS = 0.5
 # The longest pause while the database fails
 MAX_PAUSE_SECONDS = 5
 
 
+class _Place(NamedTuple):
+    """What a thread is occupied with: a batch of this user."""
+
+    user_id: int
+    was_slow: bool
+
+    @property
+    def is_slow(self) -> bool:
+        return self.was_slow or pace().is_slow(self.user_id)
+
+
 def work(
     stop: threading.Event,
     watch: bool,
-    threads: int = 8,
+    threads: int = THREADS,
     on_done: Callable[[DeliveryState], None] = lambda state: None,
 ) -> None:
     """Deliver what is due in `threads` threads until `stop` is set; unless `watch`, until none is.
@@ -29,25 +47,57 @@ def work(
     """
     app = current_app._get_current_object()  # type: ignore[attr-defined]  # of a LocalProxy
 
-    def run() -> None:
-        pause = POLL_SECONDS
-        while not stop.is_set():
-            with app.app_context():
-                try:
-                    batch = queue.claim_due()
-                    pause = POLL_SECONDS
-                    if batch:
-                        deliver_batch(batch, stop, on_done)
-                        continue
-                except Exception:
-                    event("worker_failed", logging.ERROR, exc_info=True)
-                    pause = min(2 * pause, MAX_PAUSE_SECONDS)
-            if not watch:
-                return
-            stop.wait(pause * random.uniform(0.8, 1.2))
+    def run(batch: Sequence[Delivery]) -> None:
+        with app.app_context():
+            deliver_batch(batch, stop, on_done)
 
-    pool = [threading.Thread(target=run, name=f"deliver-{n}") for n in range(threads)]
-    for thread in pool:
-        thread.start()
-    for thread in pool:
-        thread.join()
+    running: dict[Future[None], _Place] = {}
+    pause = POLL_SECONDS
+    with ThreadPoolExecutor(threads, "deliver") as pool:
+        while not stop.is_set():
+            running = {future: place for future, place in running.items() if not future.done()}
+            try:
+                with app.app_context():
+                    places = _choose(running.values(), threads)
+                    batches = transact(queue.claim_due, places) if places else []
+            except Exception:
+                event("worker_failed", logging.ERROR, exc_info=True)
+                if not watch:
+                    return
+                pause = min(2 * pause, MAX_PAUSE_SECONDS)
+                stop.wait(pause * random.uniform(0.8, 1.2))
+                continue
+            pause = POLL_SECONDS
+            for batch in batches:
+                running[pool.submit(run, batch)] = places[batch[0].user_id]
+            if batches:
+                continue  # more may be due
+            if running:
+                wait(running, pause, FIRST_COMPLETED)
+            elif places or watch:
+                stop.wait(pause * random.uniform(0.8, 1.2))
+            else:
+                return
+
+
+def _choose(running: Collection[_Place], threads: int) -> dict[int, _Place]:
+    """The users who get a thread now, one each; at random, so that several workers rarely compete.
+
+    Endpoints that were slow or failed the last time get at most half of the threads. None gets a
+    second thread unless few are in use: any may become slow, and fifty at once leave some free.
+    """
+    if len(running) == threads:
+        return {}
+    due = queue.due_users()
+    random.shuffle(due)
+    busy = Counter(place.user_id for place in running) | queue.slots().busy()
+    free_for_slow = max(1, threads // 2) - sum(place.is_slow for place in running)
+    chosen: dict[int, _Place] = {}
+    for user_id, failures in due:
+        place, used = _Place(user_id, failures > 0), len(running) + len(chosen)
+        may_have_more = not failures and used < max(queue.SLOTS, threads // 4)
+        is_free = busy[user_id] < (queue.SLOTS if may_have_more else 1)
+        if is_free and used < threads and (free_for_slow > 0 or not place.is_slow):
+            chosen[user_id] = place
+            free_for_slow -= place.is_slow
+    return chosen

@@ -42,7 +42,7 @@ on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
     ("command", "told"),
     [
         ("users add", ["--number-format [full|national|remove_plus]", "[0<=x<=2147483647]"]),
-        ("webhooks deliver", ["[default: 8; 1<=x<=64]"]),
+        ("webhooks deliver", ["[default: 64; 1<=x<=256]"]),
         ("webhooks list", ["[default: 50; 1<=x<=1000]", "[pending|delivered|dead]"]),
         ("summary", ["[default: 30; 1<=x<=3650]", "[default: user_id]"]),
         ("demo", ["[0<=x<=65535]"]),
@@ -157,6 +157,7 @@ def test_users_rotate_key_stops_the_old_one(client, flask):
         ("providers", "disable", "nobody"),
         ("providers", "disable", "9"),
         ("webhooks", "deliver", "--threads", "0"),
+        ("webhooks", "deliver", "--threads", "257"),
         ("webhooks", "list", "--limit", "0"),
         ("webhooks", "redeliver"),
         ("webhooks", "redeliver", "9"),
@@ -286,7 +287,7 @@ def test_webhooks_redeliver_tries_one_or_all_that_failed(flask, make_user, recei
 
 
 @on_sqlite
-@pytest.mark.parametrize(("options", "threads"), [((), 8), (("--threads", 2), 2)])
+@pytest.mark.parametrize(("options", "threads"), [((), 64), (("--threads", 2), 2)])
 def test_webhooks_deliver_calls_as_many_receivers_at_once_as_it_has_threads(
     flask, make_user, add_delivery, options, threads
 ):
