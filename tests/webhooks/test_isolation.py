@@ -10,8 +10,8 @@ from sqlalchemy import event
 
 from service.database.columns import utcnow
 from service.database.engine import db
-from service.database.models import Attempt, User
-from service.webhooks import pace, worker
+from service.database.models import Attempt, Result, Trigger, User
+from service.webhooks import attempt, pace, worker
 from tests.databases import on_sqlite
 from tests.forms import Clock
 from tests.world import PATIENCE, Held, holding, new_world, receiving, stop_worker, wait_for
@@ -153,12 +153,14 @@ def test_endpoints_that_are_slow_or_failed_get_half_of_the_threads(
 
 
 def test_more_than_half_that_become_slow_at_the_same_time_keep_no_fast_one_waiting(
-    make_app, world, make_user, clock, flask
+    patient, world, make_user
 ):
     """They were held when another attempt of each turned out to be slow; no further slow one
     gets a thread then."""
-    app, users = make_app(WEBHOOK_TIMEOUT=5), make_users(make_user, 7)
-    with holding() as (held, url), taking(clock, 4) as (_, slow):
+    users = make_users(make_user, 7)
+    ms = 1000 * 10 * PATIENCE
+    slow = attempt.Attempt(Trigger.TEST, None, utcnow(), ms, Result("204"), None, None)
+    with holding() as (held, url):
         world.change(User, webhook_url=url)
         world.change(User, id=world.user.id, webhook_url=world.receiver.url)
         for user in users[:6]:
@@ -166,15 +168,14 @@ def test_more_than_half_that_become_slow_at_the_same_time_keep_no_fast_one_waiti
 
         def look():
             held.wait(6)
-            for user in users:
-                world.change(User, id=user.id, webhook_url=slow)
-                [id] = world.add(user=user, state="dead", next_attempt_at=None)
-                flask("webhooks", "redeliver", id, runner=app.test_cli_runner())
+            with patient.app_context():
+                for user in users:
+                    pace.pace().note(user.id, slow)
             [waits] = world.add(user=users[6])
             wait_for(is_delivered(world, *world.add()))
             return world.row(waits).attempts
 
-        assert beside_worker(world, held, look, "--threads", "8", app=app) == 0
+        assert beside_worker(world, held, look, "--threads", "8", app=patient) == 0
 
 
 # --- what the worker asks the database ----------------------------------------------------
