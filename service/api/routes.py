@@ -99,7 +99,7 @@ def ingest(key: str | None = None) -> dict[str, Any] | Response:
     if request.method != "POST" and not (request.method == "GET" and gateway.get):
         raise MethodNotAllowed(["GET", "POST"] if gateway.get else ["POST"])
     _refuse_cut_body()
-    sms = gateway.parse(request, source.secret, source.number)
+    sms = gateway.parse(request, source.options)
     data = ingestion.ingest(sms, source.name_of(sms), source.id)
     if gateway.answer is None:
         return success(data)

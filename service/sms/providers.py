@@ -11,7 +11,8 @@ from service.database.models import Provider
 from service.database.writing import Transaction
 from service.errors import InvalidIngestKey
 from service.keys import new_key, seal, sha256, unseal
-from service.sms.gateways import FORMATS, Gateway
+from service.sms.gateways import FORMATS
+from service.sms.gateways.gateway import Gateway, Options
 from service.sms.incoming import Sms
 
 _PROVIDER = select(Provider).where(Provider.key_hash == bindparam("key_hash"))
@@ -25,8 +26,7 @@ class Source(NamedTuple):
 
     id: str
     gateway: Gateway
-    secret: str | None
-    number: str | None
+    options: Options
     name: str | None
 
     def name_of(self, sms: Sms) -> str:
@@ -40,13 +40,13 @@ def source_of(key: str | None) -> Source:
         raise InvalidIngestKey
     if is_system_key(key):
         secret = current_app.config["MAIN_SERVER_WEBHOOK_SECRET"]
-        return Source("system", FORMATS["main-server"], secret, None, None)
+        return Source("system", FORMATS["main-server"], Options(secret), None)
     provider = db.session.scalar(_PROVIDER, {"key_hash": sha256(key)})
     if provider is None or not provider.active:
         raise InvalidIngestKey
     id, gateway = f"provider {provider.id}", FORMATS[provider.format]
     secret = provider.secret and unseal(provider.secret)
-    return Source(id, gateway, secret, provider.number, provider.name)
+    return Source(id, gateway, Options(secret, provider.number), provider.name)
 
 
 def create(

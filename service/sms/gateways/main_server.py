@@ -1,0 +1,28 @@
+"""The main server's own webhooks."""
+
+from flask import Request
+
+from service.errors import BadRequest, InvalidSignature
+from service.sms.gateways.gateway import Gateway, Options, json_object
+from service.sms.incoming import Sms, read
+from service.webhooks.signing import verify
+
+
+def parse(request: Request, options: Options) -> Sms:
+    """What the main server POSTs: section "The webhook" of our own documentation.
+
+    The signature is required if there is a secret. `data.received_at` is optional.
+    """
+    if options.secret and not verify(options.secret, request.headers, request.get_data()):
+        raise InvalidSignature
+    body = json_object(request)
+    if body.get("event") != "otp_received" or not isinstance(body.get("data"), dict):
+        raise BadRequest("event must be otp_received, with data")
+    return read(body["data"] | {"message_id": request.headers.get("webhook-id")})
+
+
+GATEWAY = Gateway(
+    parse,
+    setup="Have the main server POST its otp_received webhooks to\n  URL",
+    signs=True,
+)
