@@ -99,11 +99,16 @@ def ingest(key: str | None = None) -> dict[str, Any] | Response:
     if request.method != "POST" and not (request.method == "GET" and gateway.get):
         raise MethodNotAllowed(["GET", "POST"] if gateway.get else ["POST"])
     _refuse_cut_body()
-    sms = gateway.parse(request, source.options)
-    data = ingestion.ingest(sms, source.name_of(sms), source.id)
-    if gateway.answer is None:
+    parsed = gateway.parse(request, source.options)
+    data: Any
+    if isinstance(parsed, list):
+        data = [ingestion.ingest(sms, source.name_of(sms), source.id) for sms in parsed]
+    else:
+        data = ingestion.ingest(parsed, source.name_of(parsed), source.id)
+    answer = ("", "text/plain") if source.options.reply == "empty" else gateway.answer
+    if answer is None:
         return success(data)
-    body, mimetype = gateway.answer
+    body, mimetype = answer
     return Response(body, mimetype=mimetype)
 
 

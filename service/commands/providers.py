@@ -1,5 +1,6 @@
 """flask providers …: the SMS gateways that may post to /api/ingest."""
 
+import json
 import re
 from typing import Any
 
@@ -15,13 +16,16 @@ from service.database.models import Provider
 from service.database.writing import Transaction, transact
 from service.fields import phone_digits
 from service.sms.gateways import FORMATS
+from service.sms.gateways.gateway import Options
 from service.sms.providers import create
 
 providers = AppGroup("providers", help="The SMS gateways that may post to /api/ingest.")
 
 
 def provider_row(provider: Provider) -> dict[str, Any]:
-    return row_of(provider, "id", "name", "format", "number", "active")
+    options = json.loads(provider.options or "{}")
+    number = options.get("numbers", {}).get("")
+    return row_of(provider, "id", "name", "format") | {"number": number, "active": provider.active}
 
 
 @providers.command("add")
@@ -36,11 +40,11 @@ def providers_add(
     """Add an SMS gateway; its ingest key and what to paste there are shown this once."""
     _check_options(name, format_, secret)
     try:
-        digits = number and phone_digits(number)
+        numbers = {"": phone_digits(number)} if number else {}
     except ValidationError as e:
         raise click.BadParameter(str(e.messages[0]), param_hint="--number") from e
     try:
-        provider, key = transact(create, name, format_, secret, digits)
+        provider, key = transact(create, name, format_, Options(secret, numbers))
     except IntegrityError as e:
         raise click.BadParameter(f"there is a provider {name} already", param_hint="NAME") from e
     path = f"/api/ingest/{key}"
@@ -56,7 +60,7 @@ def _check_options(name: str, format_: str, secret: str | None) -> None:
         raise click.BadParameter(sentence, param_hint="NAME")
     if format_ == "main-server" and secret and not secret.startswith("whsec_"):
         raise click.BadParameter("must start with whsec_", param_hint="--secret")
-    if secret and not FORMATS[format_].signs:
+    if secret and "secret" not in FORMATS[format_].heeds:
         raise click.BadParameter(f"{format_} has no signatures", param_hint="--secret")
 
 

@@ -26,6 +26,14 @@ class DeliveryState(StrEnum):
     DEAD = "dead"
 
 
+class Unmatched(StrEnum):
+    """Why an SMS is nobody's."""
+
+    UNKNOWN_NUMBER = "unknown_number"
+    UNKNOWN_RECIPIENT = "unknown_recipient"  # the gateway does not tell whom it is for
+    ASSIGNMENT_CHANGED = "assignment_changed"  # it may be for somebody who held the number before
+
+
 # The webhook state that users see for a message that fires none
 NO_WEBHOOK = "none"
 
@@ -58,6 +66,7 @@ class Reason(StrEnum):
     # No request was made, and a retry would not help
     DISABLED = "disabled"
     NO_URL = "no_url"
+    USER_INACTIVE = "user_inactive"
     # Put off: no request was made yet
     CIRCUIT_OPEN = "circuit_open"
     BUSY = "busy"
@@ -127,8 +136,8 @@ class Provider(Base):
     format: Mapped[str] = mapped_column(String(32))
     key_hash: Mapped[str] = mapped_column(ASCII, unique=True)
     secret: Mapped[str | None] = mapped_column(String(512))  # sealed
-    # The digits of the gateway's own number, if its requests do not name the recipient
-    number: Mapped[str | None] = mapped_column(String(20))
+    # JSON of the rest of its `sms.gateways.gateway.Options`
+    options: Mapped[str | None] = mapped_column(Text)
     active: Mapped[bool] = mapped_column(default=True)
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
 
@@ -185,7 +194,12 @@ class Message(Base):
     phone_number_id: Mapped[int | None] = mapped_column(ForeignKey("phone_numbers.id"))
     # The provider's name at that time; the main server has no row in `providers`
     provider: Mapped[str] = mapped_column(String(64))
+    # Empty if the gateway did not tell for certain whom it is for
     digits: Mapped[str] = mapped_column(String(20))
+    # Who sent it, as the gateway tells it
+    sender: Mapped[str | None] = mapped_column(String(64))
+    # Why it is nobody's: one of Unmatched
+    unmatched: Mapped[str | None] = mapped_column(String(32))
     sms_text: Mapped[str] = mapped_column(LONG_TEXT)
     otp_code: Mapped[str | None] = mapped_column(String(32))
     # The rule of `otp` that found the code; "given" if the provider sent the code
@@ -203,6 +217,22 @@ class Message(Base):
         return self.deliveries[-1].state if self.deliveries else NO_WEBHOOK
 
     __table_args__ = (Index(None, "user_id", "id"), Index(None, "user_id", "digits", "id"))
+
+
+class SmsPart(Base):
+    """A part of a long SMS that waits for the others, which have the same `message_key`."""
+
+    __tablename__ = "sms_parts"
+
+    id: Mapped[int] = mapped_column(ID, primary_key=True)
+    message_key: Mapped[str] = mapped_column(ASCII)
+    number: Mapped[int]
+    # The `id` of the `sms.providers.Source`, and JSON of the rest of the `sms.incoming.Sms`
+    source: Mapped[str] = mapped_column(String(64))
+    sms: Mapped[str] = mapped_column(LONG_TEXT)
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
+
+    __table_args__ = (UniqueConstraint("message_key", "number"), Index(None, "created_at"))
 
 
 class Delivery(Base):

@@ -23,13 +23,23 @@ class SmsSchema(Schema):
     otp_code = Code(load_default=None, allow_none=True, validate=_IS_CODE)
     received_at = Moment(load_default=None, allow_none=True)
     provider = Text(load_default=None, allow_none=True, validate=validate.Length(max=64))
+    sender = Text(load_default=None, allow_none=True)
 
 
 _SMS = SmsSchema(unknown=EXCLUDE)
 
 
+class Part(NamedTuple):
+    """Which part of a long SMS this is: the `number`th (from 1) of `total` with that reference."""
+
+    reference: str
+    total: int
+    number: int
+
+
 class Sms(NamedTuple):
-    """One incoming SMS; `digits` is the recipient's number."""
+    """One incoming SMS, or a part of one; `digits` is the recipient's number, empty if the gateway
+    did not tell for certain."""
 
     digits: str
     sms_text: str
@@ -37,6 +47,8 @@ class Sms(NamedTuple):
     otp_code: str | None
     received_at: datetime | None
     provider: str | None
+    sender: str | None
+    part: Part | None = None
 
 
 def read(fields: Mapping[str, Any]) -> Sms:

@@ -1,5 +1,6 @@
 """The SMS gateways in use: added, and found by their key."""
 
+import json
 from typing import NamedTuple
 
 from flask import current_app
@@ -45,19 +46,24 @@ def source_of(key: str | None) -> Source:
     if provider is None or not provider.active:
         raise InvalidIngestKey
     id, gateway = f"provider {provider.id}", FORMATS[provider.format]
+    return Source(id, gateway, _options_of(provider), provider.name)
+
+
+def _options_of(provider: Provider) -> Options:
+    """The stored options, which are JSON, with the secret unsealed."""
     secret = provider.secret and unseal(provider.secret)
-    return Source(id, gateway, Options(secret, provider.number), provider.name)
+    return Options(secret, **json.loads(provider.options or "{}"))
 
 
-def create(
-    tx: Transaction, name: str, format: str, secret: str | None, digits: str | None
-) -> tuple[Provider, str]:
+def create(tx: Transaction, name: str, format: str, options: Options) -> tuple[Provider, str]:
     """A new provider and its ingest key, which cannot be read back later."""
     key = new_key("ing")
-    sealed = secret and seal(secret)
+    stored = {name: value for name, value in options._asdict().items() if value}
+    secret = stored.pop("secret", None)
     provider = Provider(
-        name=name, format=format, key_hash=sha256(key), secret=sealed, number=digits
-    )
+        name=name, format=format, key_hash=sha256(key), secret=secret and seal(secret),
+        options=json.dumps(stored, default=dict),
+    )  # fmt: skip
     tx.session.add(provider)
     tx.session.flush()
     return provider, key

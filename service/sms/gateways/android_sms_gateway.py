@@ -26,8 +26,8 @@ def parse(request: Request, options: Options) -> Sms:
     if body.get("event") != "sms:received" or not isinstance(payload, dict):
         raise BadRequest("event must be sms:received, with payload")
     recipient = payload.get("recipient")
-    if options.number and not str(recipient).startswith("+"):
-        recipient = options.number
+    if options.numbers and not str(recipient).startswith("+"):
+        recipient = options.numbers[""]
     if not recipient:
         raise BadRequest("payload.recipient is null: add the provider with --number")
     return read(
@@ -42,7 +42,7 @@ def parse(request: Request, options: Options) -> Sms:
 
 GATEWAY = Gateway(
     parse,
-    signs=True,
+    heeds=frozenset({"secret", "numbers"}),
     setup="""\
 Register the webhook with the app's server (--secret is the app's signing key):
 

@@ -1,7 +1,9 @@
 """What every format has in common: its type, and the checks on what comes in."""
 
 import hmac
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from flask import Request
@@ -12,23 +14,39 @@ from service.sms.incoming import Sms
 
 
 class Options(NamedTuple):
-    """What the operator set for one provider: the secret it signs with, and its own number."""
+    """What the operator set for one provider.
+
+    `numbers` are the digits of the gateway's own numbers, by SIM; "" is the one of all others.
+    `fields` say where the generic format finds the fields of an SMS. `reply` is "empty" for a
+    gateway that would text our answer back to the sender.
+    """
 
     secret: str | None = None
-    number: str | None = None
+    numbers: Mapping[str, str] = MappingProxyType({})
+    fields: Mapping[str, str] = MappingProxyType({})
+    reply: str | None = None
+
+
+def accept_any(_secret: str) -> None:
+    """The check of a secret that may be any text."""
 
 
 class Gateway(NamedTuple):
-    """One format: `parse(request, options)` returns the Sms or raises BadRequest or
-    InvalidSignature; `answer` is what the gateway accepts as success (None: our own JSON);
-    `setup` tells the operator how to configure it, with URL for the ingest URL.
+    """One format: `parse(request, options)` returns the Sms, or the list of them where the request
+    was one; it raises BadRequest or InvalidSignature.
+
+    `answer` is what the gateway accepts as success (None: our own JSON); `setup` tells the operator
+    how to configure it, with URL for the ingest URL; `heeds` names the Options that `parse` uses;
+    `check_secret` raises ValueError, a sentence, for a secret that cannot be one.
     """
 
-    parse: Callable[[Request, Options], Sms]
+    parse: Callable[[Request, Options], Sms | list[Sms]]
     setup: str
     answer: tuple[str, str] | None = None  # body, content type
     get: bool = False  # whether GET is also accepted
-    signs: bool = False
+    heeds: frozenset[str] = frozenset()
+    check_secret: Callable[[str], None] = accept_any
+    patience: float = math.inf  # how many seconds the gateway waits for the answer
 
 
 def check_signature(request: Request, header: str, signatures: Iterable[str]) -> None:

@@ -24,5 +24,5 @@ def parse(request: Request, options: Options) -> Sms:
 GATEWAY = Gateway(
     parse,
     setup="Have the main server POST its otp_received webhooks to\n  URL",
-    signs=True,
+    heeds=frozenset({"secret"}),
 )

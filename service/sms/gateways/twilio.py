@@ -38,7 +38,7 @@ def parse(request: Request, options: Options) -> Sms:
 GATEWAY = Gateway(
     parse,
     answer=("<Response/>", "text/xml"),
-    signs=True,
+    heeds=frozenset({"secret"}),
     setup="""\
 On the number, "A message comes in": Webhook, HTTP POST, and this URL (--secret is the auth token):
 
