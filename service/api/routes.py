@@ -102,9 +102,9 @@ def ingest(key: str | None = None) -> dict[str, Any] | Response:
     parsed = gateway.parse(request, source.options)
     data: Any
     if isinstance(parsed, list):
-        data = [ingestion.ingest(sms, source.name_of(sms), source.id) for sms in parsed]
+        data = [ingestion.ingest(sms, source) for sms in parsed]
     else:
-        data = ingestion.ingest(parsed, source.name_of(parsed), source.id)
+        data = ingestion.ingest(parsed, source)
     answer = ("", "text/plain") if source.options.reply == "empty" else gateway.answer
     if answer is None:
         return success(data)

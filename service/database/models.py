@@ -93,7 +93,7 @@ class Result(str):
     @property
     def called_nobody(self) -> bool:
         """There was no endpoint to call, so the result says nothing about its health."""
-        return self in (Reason.DISABLED, Reason.NO_URL)
+        return self in (Reason.DISABLED, Reason.NO_URL, Reason.USER_INACTIVE)
 
 
 class User(Base):

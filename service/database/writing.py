@@ -11,7 +11,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, CursorResult, Executable, Insert, Table
 from sqlalchemy.dialects import mysql, sqlite
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.attributes import set_committed_value
@@ -23,6 +23,7 @@ SUMMARY_SHARDS = 16
 # MySQL: deadlock, lock wait timeout, shutdown, cannot connect, server gone, lost connection,
 # connection lost while reading, too many connections; Galera: node not ready
 PASSING_MYSQL = {1213, 1205, 1053, 2003, 2006, 2013, 2055, 1040, 1047}
+DUPLICATE_KEY = 1062  # MySQL
 # How many seconds a transaction is retried for: a database server restarts in less
 PATIENCE_SECONDS = 10
 # SQLite has no fair queue for writers, so the threads of one process take turns
@@ -124,6 +125,13 @@ def transact_within(patience: float, work: Work[P, T], *args: P.args, **kwargs: 
             raise
         time.sleep(pause * random.uniform(0.5, 1))
         pause = min(2 * pause, 1)
+
+
+def is_duplicate_key(error: IntegrityError) -> bool:
+    """Whether a row with the same unique key exists; other rules that an insert may break, such as
+    a foreign key's, are no duplicates."""
+    sqlite_name = getattr(error.orig, "sqlite_errorname", None)
+    return error_code(error.orig) == DUPLICATE_KEY or sqlite_name == "SQLITE_CONSTRAINT_UNIQUE"
 
 
 def release() -> None:

@@ -11,7 +11,7 @@ from service import limits
 from service.database.columns import utcnow
 from service.database.engine import db
 from service.database.models import NumberState, PhoneNumber, User, UserSummary
-from service.database.writing import Transaction, transact
+from service.database.writing import Transaction, is_duplicate_key, transact
 from service.errors import BadRequest, DailyLimitReached, UnableToGetNumber
 from service.keys import sha256
 
@@ -33,7 +33,9 @@ def reserve(
     while True:
         try:
             row, is_ours = transact(_reserve, user, country_id, operator_id, key_hash)
-        except IntegrityError:
+        except IntegrityError as e:
+            if not is_duplicate_key(e):
+                raise
             continue  # another call with this key was faster: read its row
         if is_ours or row.state == NumberState.ASSIGNED:
             return row

@@ -9,18 +9,23 @@ from sqlalchemy.orm import selectinload
 
 from service.database import models
 from service.database.columns import utcnow
-from service.database.writing import Transaction, transact
+from service.database.writing import Transaction, is_duplicate_key, transact
 from service.keys import sha256
 from service.logs import event
 from service.sms import otp
 from service.sms.incoming import Sms
+from service.sms.providers import Source
 from service.waiting import waiters
 from service.webhooks import queue
 from service.webhooks.delivery import deliver
 
 DUPLICATE_WINDOW = timedelta(minutes=10)
 
-_HOLDING = (
+# How far a gateway's clock may be behind ours
+CLOCK_SLACK = timedelta(minutes=2)
+
+# The assignments of a number before a time, newest first
+_HOLDERS = (
     select(models.PhoneNumber, models.User)
     .join(models.User, models.User.id == models.PhoneNumber.user_id)
     .where(
@@ -33,6 +38,15 @@ _HOLDING = (
 )
 
 
+class _Owner(NamedTuple):
+    """Whose an SMS is: an assignment and its user, or why nobody's; and the SMS's dedupe key."""
+
+    number: models.PhoneNumber | None
+    user: models.User | None
+    unmatched: models.Unmatched | None
+    key: str
+
+
 class _Stored(NamedTuple):
     """The message as just stored, or the earlier one that the SMS duplicates."""
 
@@ -43,18 +57,18 @@ class _Stored(NamedTuple):
     user: models.User | None = None
 
 
-def ingest(sms: Sms, provider: str, source: str) -> dict[str, Any]:
+def ingest(sms: Sms, source: Source) -> dict[str, Any]:
     """Store `sms`, tell who waits for it, then deliver its webhook; returns the answer's `data`.
 
-    `provider` is the name that users see; `source` keeps the message ids of gateways apart. The
-    SMS and its delivery are committed together before the receiver is called.
+    The SMS and its delivery are committed together before the receiver is called.
     """
-    stored = _store_once(sms, provider, source)
+    stored = _store_once(sms, source)
     message, webhook = stored.message, stored.webhook
     waiters().tell(message.user_id, message.id, message.digits)
     event(
         "sms_duplicate" if stored.is_duplicate else "sms_stored", message_id=message.id,
-        user_id=message.user_id, provider=provider, otp=message.otp_code is not None,
+        user_id=message.user_id, provider=message.provider, otp=message.otp_code is not None,
+        unmatched=message.unmatched,
     )  # fmt: skip
     if stored.delivery and stored.delivery.lease:
         webhook = deliver(stored.delivery, models.Trigger.INGEST, stored.user)
@@ -68,32 +82,34 @@ def ingest(sms: Sms, provider: str, source: str) -> dict[str, Any]:
     }
 
 
-def _store_once(sms: Sms, provider: str, source: str) -> _Stored:
+def _store_once(sms: Sms, source: Source) -> _Stored:
     """The SMS, stored now or earlier. The unique key decides which duplicate is first: looking for
     duplicates before storing would cost every SMS a query."""
-    id = sms.message_id
-    key = sha256("id", source, id) if id else sha256("text", sms.digits, sms.sms_text)
     while True:
         try:
-            return transact(_store, sms, provider, key)
-        except IntegrityError:
-            if first := transact(_find_first, sms, key):
+            return transact(_store, sms, source)
+        except IntegrityError as e:
+            if not is_duplicate_key(e):
+                raise
+            if first := transact(_find_first, sms, source):
                 return first
 
 
-def _store(tx: Transaction, sms: Sms, provider: str, key: str) -> _Stored:
+def _store(tx: Transaction, sms: Sms, source: Source) -> _Stored:
     """Store the SMS and its delivery; raises IntegrityError if it is a duplicate."""
     now = utcnow()
     found = otp.Found(sms.otp_code, "given") if sms.otp_code else otp.extract(sms.sms_text)
     received_at = min(sms.received_at or now, now)
-    number, user = _holder(tx, sms.digits, min(_end_of_moment(received_at), now))
+    number, user, unmatched, key = _owner(tx, sms, source)
     if number and not number.first_sms_at:
         number.first_sms_at = received_at
     message = models.Message(
         user_id=number and number.user_id,
         phone_number_id=number and number.id,
-        provider=provider,
+        unmatched=unmatched,
+        provider=source.name_of(sms),
         digits=sms.digits,
+        sender=sms.sender,
         sms_text=sms.sms_text,
         otp_code=found and found.code,
         otp_rule=found and found.rule,
@@ -113,9 +129,10 @@ def _store(tx: Transaction, sms: Sms, provider: str, key: str) -> _Stored:
     return _Stored(message, False, webhook, delivery, user)
 
 
-def _find_first(tx: Transaction, sms: Sms, key: str) -> _Stored | None:
+def _find_first(tx: Transaction, sms: Sms, source: Source) -> _Stored | None:
     """The message that `sms` duplicates; None if the duplicate window (of an SMS without an id) has
     passed: then the earlier message gives up its key."""
+    key = _owner(tx, sms, source).key
     query = select(models.Message).where(models.Message.dedupe_key == key)
     first = tx.session.scalar(query.options(selectinload(models.Message.deliveries)))
     if first is None:
@@ -126,12 +143,64 @@ def _find_first(tx: Transaction, sms: Sms, key: str) -> _Stored | None:
     return _Stored(first, True, first.webhook)
 
 
-def _holder(
+def _owner(tx: Transaction, sms: Sms, source: Source) -> _Owner:
+    """Whose the SMS is, and its dedupe key.
+
+    The same id with another number or text is another SMS: ids start again when a phone is set up
+    anew. Without an id, the same text under a new assignment of the number is another SMS.
+    """
+    number, user, unmatched = _holder(tx, sms, source.is_main_server)
+    if sms.message_id:
+        key = sha256("id", source.id, sms.message_id, sms.digits, sms.sms_text)
+    else:
+        assignment = str(number.id) if number else ""
+        key = sha256("text", source.id, sms.digits, sms.sms_text, assignment)
+    return _Owner(number, user, unmatched, key)
+
+
+_Holder = tuple[models.PhoneNumber | None, models.User | None, models.Unmatched | None]
+
+
+def _holder(tx: Transaction, sms: Sms, is_main_servers: bool) -> _Holder:
+    """The present holder of the number, unless the SMS was received before the number was theirs.
+
+    Then, if the main server tells it, whoever held the number at that time. A gateway's clock is
+    not ours: it may be a little behind, but only where nobody else held the number before can the
+    SMS be nobody else's.
+    """
+    if not sms.digits:
+        return None, None, models.Unmatched.UNKNOWN_RECIPIENT
+    now = utcnow()
+    at = min(_end_of_moment(sms.received_at or now), now)
+    if not (holder := _assigned_before(tx, sms.digits, now)):
+        return None, None, models.Unmatched.UNKNOWN_NUMBER
+    number, user = holder
+    assigned_at = number.assigned_at or now
+    if at >= assigned_at:
+        return number, user, None
+    if is_main_servers:
+        if earlier := _assigned_before(tx, sms.digits, at):
+            return *earlier, None
+    elif assigned_at - at <= CLOCK_SLACK and not _had_another_holder(tx, number):
+        return number, user, None
+    return None, None, models.Unmatched.ASSIGNMENT_CHANGED
+
+
+def _assigned_before(
     tx: Transaction, digits: str, at: datetime
-) -> tuple[models.PhoneNumber, models.User] | tuple[None, None]:
-    """The assignment of the number that was in force at the time `at`, and its user."""
-    row = tx.session.execute(_HOLDING, {"digits": digits, "at": at}).first()
-    return (row[0], row[1]) if row else (None, None)
+) -> tuple[models.PhoneNumber, models.User] | None:
+    """The last assignment of the number up to the time `at`, and its user."""
+    row = tx.session.execute(_HOLDERS, {"digits": digits, "at": at}).first()
+    return (row[0], row[1]) if row else None
+
+
+def _had_another_holder(tx: Transaction, number: models.PhoneNumber) -> bool:
+    others = select(models.PhoneNumber.id).where(
+        models.PhoneNumber.digits == number.digits,
+        models.PhoneNumber.state == models.NumberState.ASSIGNED,
+        models.PhoneNumber.user_id != number.user_id,
+    )
+    return tx.session.scalar(others.limit(1)) is not None
 
 
 def _end_of_moment(time: datetime) -> datetime:

@@ -30,6 +30,10 @@ class Source(NamedTuple):
     options: Options
     name: str | None
 
+    @property
+    def is_main_server(self) -> bool:
+        return self.gateway is FORMATS["main-server"]
+
     def name_of(self, sms: Sms) -> str:
         """The provider name that users see for this SMS."""
         return self.name or sms.provider or "main-server"

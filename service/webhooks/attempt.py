@@ -60,6 +60,8 @@ def _post(
     user: User, secrets: Iterable[str], delivery: Delivery
 ) -> tuple[str, str | None, str | None]:
     """(the Result as text, the beginning of the answer, its Retry-After)."""
+    if not user.may_call:
+        return Reason.USER_INACTIVE, None, None
     if user.webhook_disabled_at:
         return Reason.DISABLED, None, None
     if not user.webhook_url:

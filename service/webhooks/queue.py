@@ -51,14 +51,15 @@ def add(tx: Transaction, message: Message, user: User) -> Delivery:
     """Store the Delivery of a stored message.
 
     It is leased to the caller, who commits and then calls deliver(): after a crash in between, it
-    becomes due when the lease expires. If the endpoint is disabled, it is `dead`, to be seen and
-    redelivered; if its circuit is open, it is left to the worker.
+    becomes due when the lease expires. If the user is inactive or the endpoint disabled, it is
+    `dead`, to be seen and redelivered; if its circuit is open, it is left to the worker.
     """
     now = utcnow()
-    if user.webhook_disabled_at:
+    if not user.may_call or user.webhook_disabled_at:
+        reason = Reason.DISABLED if user.may_call else Reason.USER_INACTIVE
         values: dict[str, Any] = {
             "state": DeliveryState.DEAD,
-            "last_result": Reason.DISABLED,
+            "last_result": reason,
             "next_attempt_at": None,
         }
     elif user.webhook_open_until and user.webhook_open_until > now:

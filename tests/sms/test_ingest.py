@@ -233,9 +233,12 @@ def test_same_provider_and_id_is_a_duplicate(client, make_user, make_provider, a
     assign(make_user(webhook_url=receiver.url).id)
     path = make_provider()
     first = client.post(path, json=SMS | {"id": "m1"}).json["data"]
-    again = client.post(path, json=SMS | {"id": "m1", "sms_text": "another 999999"}).json["data"]
+    again = client.post(path, json=SMS | {"id": "m1"}).json["data"]
     assert again == first | {"duplicate": True}
     assert len(receiver.received) == 1
+    # Ids start again when a phone is set up anew
+    for other in ({"sms_text": "another 999999"}, {"phone_number": f"{NUMBER}0"}):
+        assert not client.post(path, json=SMS | {"id": "m1"} | other).json["data"]["duplicate"]
     assert not client.post(path, json=SMS | {"id": "M1"}).json["data"]["duplicate"]
     other = make_provider("gw-2")
     assert not client.post(other, json=SMS | {"id": "m1"}).json["data"]["duplicate"]
@@ -250,10 +253,46 @@ def test_with_an_id_it_is_a_duplicate_for_ever(app, client, make_provider):
         assert again == first | {"duplicate": True}
 
 
-def test_without_an_id_another_text_or_number_is_another_sms(client, make_provider):
+def test_without_an_id_another_text_or_number_or_provider_is_another_sms(client, make_provider):
     path = make_provider()
     for fields in ({}, {"sms_text": "Other"}, {"phone_number": f"{NUMBER}0"}):
         assert not client.post(path, json=SMS | fields).json["data"]["duplicate"]
+    assert not client.post(make_provider("gw-2"), json=SMS).json["data"]["duplicate"]
+
+
+def test_without_an_id_the_same_text_for_the_next_holder_is_another_sms(
+    app, client, make_user, make_provider, assign
+):
+    """Within the 10 minutes; and it is a duplicate for them as well, the second time."""
+    path, ann, bob = make_provider(), make_user(), make_user(name="Bob")
+    for holder in (None, ann, bob):
+        if holder:
+            assign(holder.id, ago=timedelta(minutes=1) if holder is ann else timedelta(0))
+        first = client.post(path, json=SMS).json["data"]
+        assert not first["duplicate"]
+        assert client.post(path, json=SMS).json["data"] == first | {"duplicate": True}
+    assert [message.user_id for message in messages(app)] == [None, ann.id, bob.id]
+
+
+@pytest.mark.parametrize("id", [{"id": "m1"}, {}])
+def test_an_insert_that_breaks_another_rule_is_an_error_once(app, client, make_provider, id):
+    """Not taken for a duplicate, whose first one would be looked for without end."""
+    path = make_provider()
+    null = "UPDATE messages SET digits = NULL WHERE id = NEW.id"
+    with app.app_context():
+        if db.engine.dialect.name == "sqlite":
+            fail = f"CREATE TRIGGER fails AFTER INSERT ON messages BEGIN {null}; END"
+        else:
+            fail = "CREATE TRIGGER fails BEFORE INSERT ON messages FOR EACH ROW"
+            fail += " SIGNAL SQLSTATE '23000' SET MYSQL_ERRNO = 1452"
+        with db.engine.begin() as connection:
+            connection.exec_driver_sql(fail)
+        try:
+            assert client.post(path, json=SMS | id).status_code == 500
+        finally:
+            with db.engine.begin() as connection:
+                connection.exec_driver_sql("DROP TRIGGER fails")
+    assert client.post(path, json=SMS | id).status_code == 200
 
 
 def test_without_an_id_the_same_text_within_10_minutes_is_a_duplicate(app, client, make_provider):
@@ -354,22 +393,54 @@ def test_the_log_tells_stored_from_duplicate_and_whether_there_was_a_code(
 # --- whose it is --------------------------------------------------------------------------
 
 
-def test_a_late_sms_goes_to_who_held_the_number_when_it_was_received(
-    app, client, make_user, make_provider, assign
+@pytest.mark.parametrize("teller", ["main server", "gateway"])
+@pytest.mark.parametrize(
+    ("before", "early", "by_main_server", "by_gateway"),
+    # `before`: who held the number until Bob got it; "-": nobody holds it now either. `early`: for
+    # how many seconds before Bob's assignment the SMS was received
+    [
+        ("-", None, "unknown_number", "unknown_number"),
+        ("-", 60, "unknown_number", "unknown_number"),
+        (None, None, "Bob", "Bob"),
+        (None, -0.5, "Bob", "Bob"),
+        (None, 1.5, "assignment_changed", "Bob"),
+        (None, 119, "assignment_changed", "Bob"),
+        (None, 121, "assignment_changed", "assignment_changed"),
+        ("Ann", None, "Bob", "Bob"),
+        ("Ann", -0.5, "Bob", "Bob"),
+        ("Ann", 1.5, "Ann", "assignment_changed"),
+        ("Ann", 1800, "Ann", "assignment_changed"),
+        ("Ann", 7200, "assignment_changed", "assignment_changed"),
+        ("Bob", 1.5, "Bob", "Bob"),
+        ("Bob", 1800, "Bob", "assignment_changed"),
+    ],
+)
+def test_whose_an_sms_is(
+    app, client, make_user, make_provider, assign, teller, before, early, by_main_server, by_gateway
 ):
-    ann, bob = make_user(), make_user(name="Bob")
-    assign(ann.id, ago=timedelta(hours=2))
-    assign(bob.id, ago=timedelta(hours=1))
-    path, now = make_provider(), datetime.now(UTC)
-    for n, (ago, expected) in enumerate(
-        [(0.5, bob.id), (1.5, ann.id), (2.5, None), (-5, bob.id)]  # the last: a clock ahead
-    ):
-        received_at = (now - timedelta(hours=ago)).isoformat()
-        client.post(path, json=SMS | {"id": n, "received_at": received_at})
-        assert messages(app)[-1].user_id == expected
-    unix = str((now - timedelta(hours=1.5)).timestamp())
-    client.post(path, json=SMS | {"id": "unix", "received_at": unix})
-    assert messages(app)[-1].user_id == ann.id
+    """The holder's at arrival; where it was received before that assignment, the main server's time
+    tells whose, and a gateway's clock, which is foreign, gives nobody another one's code."""
+    users = {name: make_user(name=name) for name in ("Ann", "Bob")}
+    bobs = utcnow() - timedelta(seconds=1)
+    if before in users:
+        assign(users[before].id, ago=timedelta(hours=1))
+    if before != "-":
+        row = assign(users["Bob"].id)
+        change(app, PhoneNumber, row, assigned_at=bobs)
+    at = bobs - timedelta(seconds=early or 0)
+    at += timedelta(microseconds=not at.microsecond)  # else it would mean the whole second
+    told = SMS | ({} if early is None else {"received_at": at.isoformat()})
+    if teller == "gateway":
+        data = client.post(make_provider(), json=told).json["data"]
+    else:
+        body = {"event": "otp_received", "data": told}
+        data = client.post(f"/api/ingest/{SYSTEM_KEY}", json=body).json["data"]
+    [message] = messages(app)
+    names = {user.id: name for name, user in users.items()}
+    whose = names.get(message.user_id, message.unmatched)
+    assert whose == (by_gateway if teller == "gateway" else by_main_server)
+    assert data["matched"] == (whose in users)
+    assert (message.unmatched is None) == data["matched"]
 
 
 @pytest.mark.parametrize(
@@ -392,7 +463,9 @@ def test_a_time_in_whole_seconds_means_that_second(
     row = assign(users["Bob"].id)
     with app.app_context():
         transact(lambda tx: setattr(db.session.get(PhoneNumber, row), "assigned_at", bobs))
-    client.post(make_provider(), json=SMS | {"received_at": received_at})
+    path = make_provider(format="main-server")
+    body = {"event": "otp_received", "data": SMS | {"received_at": received_at}}
+    client.post(path, json=body)
     [message] = messages(app)
     assert message.user_id == users[holder].id
     assert message.received_at.microsecond in (0, 500_000)  # kept as it was told
