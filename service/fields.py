@@ -13,15 +13,24 @@ from service.errors import BadRequest
 
 MAX_ID = 2**31 - 1
 MAX_ROW_ID = 2**63 - 1
-_SEPARATORS = str.maketrans("", "", " -.()\u00a0\t")
+# What people and programs write within a phone number: spaces, hyphens, dots, invisible characters
+_SEPARATOR = re.compile(r"[\s.\-()/]")
+_INVISIBLE = ("Cc", "Cf", "Pd", "Zs")
 
 
 def phone_digits(number: str) -> str:
-    """`number` as 4 to 20 digits, without separators and without a leading `+` or `00`.
+    """`number` as 4 to 20 digits, without a leading `+` or `00`.
 
-    Raises ValidationError.
+    Separators, invisible and typographic characters and `tel:` (RFC 3966) are read past; `(0)` is a
+    trunk prefix, which is dialled only within the country. Raises ValidationError.
     """
-    digits = number.translate(_SEPARATORS)
+    text = unicodedata.normalize("NFKC", number)
+    text = "".join(c for c in text if unicodedata.category(c) not in _INVISIBLE or c in "-\t")
+    text, _, parameters = text.strip().removeprefix("tel:").removeprefix("TEL:").partition(";")
+    context = re.search(r"(?:^|;)phone-context=(\+[^;]+)", parameters)
+    if context and not text.startswith("+"):
+        text = context[1] + text
+    digits = _SEPARATOR.sub("", text.replace("(0)", ""))
     digits = digits[1:] if digits.startswith("+") else digits.removeprefix("00")
     if not re.fullmatch(r"[0-9]{4,20}", digits):
         raise ValidationError("must be a phone number in international form")

@@ -11,7 +11,7 @@ from marshmallow import INCLUDE, Schema, ValidationError, fields, validate
 
 from service import outbound
 from service.cache import SharedCache
-from service.fields import MAX_ID, Text, phone_digits
+from service.fields import MAX_ID, Phone, Text
 from service.logs import event, mask
 
 INIT_BYTES = 8 * 2**20
@@ -49,6 +49,7 @@ class InitSchema(_Kept):
 
 
 _OPERATOR = OperatorSchema(partial=("name",))
+_PHONE = Phone()
 
 
 class UpstreamError(Exception):
@@ -138,11 +139,9 @@ def get_number(country_id: int, operator_id: int | None, idempotency_key: str) -
     if not data or not (number := data.get("phone_number")):
         raise NoNumber
     try:
-        if not isinstance(number, str):
-            raise ValidationError("must be a string", "phone_number")
-        digits = phone_digits(number)
+        digits = _PHONE.deserialize(number)
     except ValidationError as e:
-        raise NotTheContract(f"get-number: {sorted(e.normalized_messages())}") from e
+        raise NotTheContract("get-number: phone_number") from e
     return Grant(digits, _operators(data, country_id))
 
 

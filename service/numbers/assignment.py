@@ -15,7 +15,7 @@ from service.database.models import NumberState, Operator, PhoneNumber, User
 from service.database.writing import Transaction, transact, transact_within
 from service.errors import NoNumberReceived, NumbersBusy, UnableToGetNumber
 from service.logs import event
-from service.numbers.formats import NumberFormat, phone_code_of
+from service.numbers.formats import NumberFormat, code_in, phone_codes_of
 from service.numbers.reservation import check_limit, reserve, upstream_key
 
 # Compiled once, without the ORM: the statements of every call
@@ -65,12 +65,12 @@ def _get_number(
     row = reserve(user, country_id, operator_id, idempotency_key)
     needs_code = number_format == NumberFormat.NATIONAL
     if row.state == NumberState.ASSIGNED:
-        code = row.phone_code or (phone_code_of(row.country_id) if needs_code else None)
-        return Assigned(row, code)
+        codes = phone_codes_of(row.country_id) if needs_code and not row.phone_code else []
+        return Assigned(row, row.phone_code or code_in(row.digits or "", codes))
     fields = {"request": row.id, "user_id": user.id, "country_id": country_id}
     try:
         with limits.gate().outside():
-            phone_code = phone_code_of(country_id) if needs_code else None
+            codes = phone_codes_of(country_id) if needs_code else []
             once = upstream_key(row, idempotency_key)
             grant = upstream.get_number(country_id, operator_id, once)
     except upstream.UpstreamError as e:
@@ -79,6 +79,7 @@ def _get_number(
     except Exception:
         transact(_run, _FORGET, row)  # the country list failed: no number was asked for
         raise
+    phone_code = code_in(grant.digits, codes)
     _record(row, grant, phone_code, fields | {"operator_id": operator_id})
     event("number_assigned", number_id=row.id, user_id=user.id, country_id=country_id)
     return Assigned(row, phone_code)

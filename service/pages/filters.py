@@ -24,6 +24,7 @@ RESULTS: dict[str, str] = {
     Reason.FORBIDDEN: "the address may not be called",
     Reason.URL: "the URL cannot be used",
     Reason.DISABLED: "the webhook is disabled",
+    Reason.USER_INACTIVE: "the user is inactive",
     Reason.NO_URL: "no Webhook URL is set",
     Reason.CIRCUIT_OPEN: "waiting until the endpoint is tried again",
     Reason.BUSY: "waiting for its turn",

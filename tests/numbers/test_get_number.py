@@ -321,6 +321,44 @@ def test_500_national_without_a_phone_code_asks_for_no_number(
         assert db.session.scalar(select(func.count(PhoneNumber.id))) == 0
 
 
+@pytest.mark.parametrize("phone_code", ["", "0", "none", None, "123456789"])
+def test_500_national_when_the_phone_code_cannot_be_one(
+    client, make_user, main_server, records, phone_code
+):
+    """The number would still hold the country's code, so none is asked for."""
+    lists = {"countries": [{"id": 1, "phone_code": phone_code}], "operators": []}
+    main_server.get(INIT_URL, json={"status": "success", "data": lists})
+    path = f"/api/get-number/{make_user().key}?country_id=1&number_format=national"
+    assert answer(client.get(path)) == (500, "Could not fetch service data")
+    assert not asked(main_server) and not records()
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        447400849540,
+        447400849540.0,
+        "447400849540",
+        "00447400849540",
+        "\u202a+447400849540\u202c",
+        "+44\u202f7400\u202f849540",
+        "+44 7400\u2011849\u2013540\n",
+        "tel:+44-7400-849540",
+        "TEL:+44.7400.849540;ext=1",
+        "tel:7400849540;phone-context=+44",
+        "+44 (0)7400 849540",
+        "+44(0) 7400/849540",
+        "\u2066\uff0b\uff14\uff14\u20607400\ufeff849540\u2069",
+    ],
+)
+def test_a_number_is_read_in_any_notation(client, make_user, main_server, records, number):
+    """It was granted, and may have been paid for."""
+    main_server.get(URL, **grant(number))
+    response = client.get(f"/api/get-number/{make_user().key}?country_id=1")
+    assert response.json["data"]["phone_number"] == "+447400849540"
+    assert [row.digits for row in records()] == ["447400849540"]
+
+
 def test_500_national_when_the_country_list_cannot_be_had(client, make_user, main_server, records):
     """No number is asked for, and nothing is held: neither the limit nor the key."""
     main_server.get(INIT_URL, status_code=503)
@@ -361,7 +399,7 @@ def test_404_no_number(client, make_user, main_server, failure):
         {"text": "<html>"},
         {"json": {"status": "error", "message": "no"}},
         {"json": {"status": "success", "data": "+12025550123"}},
-        grant(12025550123),
+        grant(True),
         grant(["+12025550123"]),
         grant("not a number"),
         grant("1" * 30),
@@ -567,7 +605,12 @@ def test_number_format(client, make_user, main_server, asked_format, preference,
     [
         ("1234", "+1234", "1234"),  # nothing would be left
         ("+1 (202)", "+12025550123", "5550123"),
-        ("123456789012", "+1234567890125", "90125"),  # more of it than a record can hold
+        (44, "+447400849540", "7400849540"),
+        ("0044", "+447400849540", "7400849540"),
+        (" +44\u202c", "+447400849540", "7400849540"),
+        ("1-809, 1-829 and 1-849", "+18295550123", "5550123"),
+        ("1/1809", "+18095550123", "5550123"),
+        ("1/1809", "+12025550123", "2025550123"),
     ],
 )
 def test_a_country_with_an_odd_phone_code(

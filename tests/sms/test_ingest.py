@@ -631,6 +631,8 @@ def test_an_answer_that_is_not_2xx_leaves_the_delivery_pending(
     ("columns", "webhook", "state", "result"),
     [
         ({"webhook_disabled_at": utcnow()}, "none", "dead", "disabled"),
+        ({"active": False}, "none", "dead", "user_inactive"),
+        ({"approved": False}, "none", "dead", "user_inactive"),
         ({"webhook_open_until": utcnow() + DAY}, "pending", "pending", "circuit_open"),
         ({"webhook_open_until": utcnow()}, "delivered", "delivered", "200"),
     ],

@@ -403,6 +403,24 @@ def test_retry_after_may_be_a_date(world, zone):
     assert before - after <= lateness <= after - before
 
 
+@pytest.mark.parametrize("column", ["active", "approved"])
+def test_a_user_who_is_deactivated_is_sent_nothing_until_active_again(world, flask, column):
+    """What waits to be tried again is dead then, with the reason, and can be redelivered."""
+    world.receiver.answers = [500]
+    assert world.sms()["webhook"] == "pending"
+    world.change(User, **{column: False})
+    world.make_due()
+    assert world.work() == ["dead"]
+    [row] = world.rows()
+    assert (row.last_result, row.attempts) == ("user_inactive", 2)
+    assert flask("webhooks", "redeliver", row.id, "--json") == [{"id": row.id, "state": "dead"}]
+    assert len(world.receiver.received) == 1
+    assert world.row(model=User).webhook_failures == 1
+    world.change(User, **{column: True})
+    again = flask("webhooks", "redeliver", row.id, "--json")
+    assert again == [{"id": row.id, "state": "delivered"}]
+
+
 def test_410_disables_the_endpoint_until_its_url_is_set(world, flask):
     world.add(next_attempt_at=utcnow() + MINUTE)
     world.receiver.answers = [410]
