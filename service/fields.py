@@ -81,20 +81,23 @@ class Phone(Text):
 
 
 class Moment(fields.Field[datetime]):
-    """A time: ISO 8601 (UTC if it has no offset) or Unix seconds; loaded as aware UTC."""
+    """A time: ISO 8601 (UTC without an offset), Unix seconds or milliseconds; loaded as aware UTC."""
 
     def _serialize(self, value: datetime | None, attr: Any, obj: Any, **kwargs: Any) -> str | None:
         return value.astimezone(UTC).isoformat().replace("+00:00", "Z") if value else None
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> datetime:
         try:
-            is_number = isinstance(value, int | float)
-            if is_number or re.fullmatch(r"[0-9]{1,11}(\.[0-9]+)?", str(value)):
-                return datetime.fromtimestamp(float(value), UTC)
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if is_number or re.fullmatch(r"[0-9]{1,14}(\.[0-9]+)?", str(value)):
+                seconds = float(value)
+                # As seconds, this would be in the year 5138
+                is_in_ms = 1e11 <= seconds < 1e14
+                return datetime.fromtimestamp(seconds / 1000 if is_in_ms else seconds, UTC)
             moment = datetime.fromisoformat(value)
             return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
         except (ValueError, TypeError, OverflowError, OSError) as e:
-            raise ValidationError("must be a time in ISO 8601 or Unix seconds") from e
+            raise ValidationError("must be a time in ISO 8601, Unix seconds or milliseconds") from e
 
 
 class Query(Schema):

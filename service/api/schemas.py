@@ -67,6 +67,7 @@ class MessageSchema(Schema):
     otp_code = fields.String(allow_none=True)
     otp_rule = fields.String(allow_none=True)
     provider = fields.String()
+    sender = fields.String(allow_none=True)
     received_at = Moment()
     webhook = fields.String(validate=validate.OneOf([*DeliveryState, NO_WEBHOOK]))
 

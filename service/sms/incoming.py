@@ -1,14 +1,20 @@
 """One incoming SMS, from whatever gateway."""
 
+import logging
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from marshmallow import EXCLUDE, Schema, ValidationError, validate
+from marshmallow import EXCLUDE, Schema, validate
 
 from service.errors import BadRequest
 from service.fields import Code, Moment, Phone, Text
+from service.logs import event
 
+# As long as a provider's name or a sender is in the records
+MAX_NAME = 64
+# Longer texts are cut, and end with the mark
+MAX_CHARACTERS, CUT = 40_000, " [cut]"
 _IS_CODE = validate.Regexp(
     r"(?a)(?=.{0,32}\Z)(-*\w[\w-]*)?\Z", error="must be up to 32 letters and digits"
 )
@@ -19,10 +25,10 @@ class SmsSchema(Schema):
 
     phone_number = Phone(required=True)
     sms_text = Text(required=True)
-    message_id = Text(load_default=None, allow_none=True, validate=validate.Length(max=255))
+    message_id = Text(load_default=None, allow_none=True)
     otp_code = Code(load_default=None, allow_none=True, validate=_IS_CODE)
     received_at = Moment(load_default=None, allow_none=True)
-    provider = Text(load_default=None, allow_none=True, validate=validate.Length(max=64))
+    provider = Text(load_default=None, allow_none=True)
     sender = Text(load_default=None, allow_none=True)
 
 
@@ -52,10 +58,20 @@ class Sms(NamedTuple):
 
 
 def read(fields: Mapping[str, Any]) -> Sms:
-    """The Sms in `fields`, where None counts as missing; raises BadRequest."""
-    try:
-        sms = _SMS.load({k: v for k, v in fields.items() if v is not None})
-    except ValidationError as e:
-        errors = e.normalized_messages()
-        raise BadRequest(f"Invalid {', '.join(sorted(errors))}", errors=errors) from e
+    """The Sms in `fields`, where None counts as missing; raises BadRequest.
+
+    An optional field that cannot be read counts as missing too, and is logged.
+    """
+    given = {k: v for k, v in fields.items() if v is not None}
+    errors = _SMS.validate(given)
+    if required := {name: why for name, why in errors.items() if _SMS.fields[name].required}:
+        raise BadRequest(f"Invalid {', '.join(sorted(required))}", errors=required)
+    for name in errors:
+        event("sms_field_ignored", logging.WARNING, field=name)
+    sms = _SMS.load({k: v for k, v in given.items() if k not in errors})
+    if len(sms["sms_text"]) > MAX_CHARACTERS:
+        event("sms_cut", logging.WARNING, characters=len(sms["sms_text"]))
+        sms["sms_text"] = sms["sms_text"][: MAX_CHARACTERS - len(CUT)] + CUT
+    for name in ("provider", "sender"):
+        sms[name] = sms[name] and sms[name][:MAX_NAME]
     return Sms(digits=sms.pop("phone_number"), **sms)

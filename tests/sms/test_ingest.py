@@ -101,12 +101,6 @@ def test_generic_takes_json_form_and_query(client, make_user, make_provider, ass
         (SMS | {"phone_number": "١٢٣٤٥٦٧"}, "phone_number"),
         (SMS | {"phone_number": {"a": 1}}, "phone_number"),
         (SMS | {"sms_text": ["x"]}, "sms_text"),
-        (SMS | {"id": "x" * 256}, "message_id"),
-        (SMS | {"otp_code": "1 2;3"}, "otp_code"),
-        (SMS | {"otp_code": "1" * 33}, "otp_code"),
-        (SMS | {"otp_code": "---"}, "otp_code"),
-        (SMS | {"received_at": "yesterday"}, "received_at"),
-        (SMS | {"received_at": "999999999999"}, "received_at"),
     ],
 )
 @on_sqlite
@@ -553,13 +547,6 @@ def test_what_the_main_server_tells_of_an_sms_is_kept(app, client, make_user, as
         assert client.post(f"/api/ingest/{SYSTEM_KEY}", json=body).status_code == 200
     found = [(m.provider, m.received_at.isoformat()) for m in messages(app)]
     assert found == [("carrier", at), ("main-server", at)]
-
-
-@on_sqlite
-@pytest.mark.parametrize("length", [64, 65])
-def test_a_providers_name_has_at_most_64_characters(client, length):
-    answer = client.post(f"/api/ingest/{SYSTEM_KEY}", json=envelope(provider="p" * length))
-    assert answer.status_code == (200 if length == 64 else 400)
 
 
 @on_sqlite
