@@ -81,7 +81,7 @@ class Phone(Text):
 
 
 class Moment(fields.Field[datetime]):
-    """A time: ISO 8601 (UTC without an offset), Unix seconds or milliseconds; loaded as aware UTC."""
+    """A time: ISO 8601 (UTC by default), Unix seconds or milliseconds; loaded as aware UTC."""
 
     def _serialize(self, value: datetime | None, attr: Any, obj: Any, **kwargs: Any) -> str | None:
         return value.astimezone(UTC).isoformat().replace("+00:00", "Z") if value else None
