@@ -102,7 +102,7 @@ def test_messages_are_those_of_the_user_oldest_first(client, make_user, assign, 
     assert received_at.endswith("Z")
     assert rows[0] == {
         "id": first, "phone_number": f"+{NUMBER}", "sms_text": "Your code is 123456",
-        "otp_code": "123456", "otp_rule": "keyword-before", "provider": "gw",
+        "otp_code": "123456", "otp_rule": "keyword-before", "provider": "gw", "sender": None,
         "webhook": "delivered",
     }  # fmt: skip
     assert (rows[1]["otp_code"], rows[1]["sms_text"]) == (None, "Hello ✓ <b>")

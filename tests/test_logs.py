@@ -154,7 +154,9 @@ def test_a_key_is_masked_wherever_it_is_told(login_failed, make_user):
 def test_what_is_not_known_is_left_out(logged, client, make_provider):
     client.post(make_provider(), json={"to": "12025550123", "text": "code 1234"})
     [line] = logged("sms_stored")
-    assert line.endswith(" event=sms_stored message_id=1 provider=gw otp=True")
+    assert line.endswith(
+        " event=sms_stored message_id=1 provider=gw otp=True unmatched=unknown_number"
+    )
 
 
 @on_sqlite

@@ -65,7 +65,8 @@ def _get_number(
     row = reserve(user, country_id, operator_id, idempotency_key)
     needs_code = number_format == NumberFormat.NATIONAL
     if row.state == NumberState.ASSIGNED:
-        codes = phone_codes_of(row.country_id) if needs_code and not row.phone_code else []
+        with limits.gate().outside():
+            codes = phone_codes_of(row.country_id) if needs_code and not row.phone_code else []
         return Assigned(row, row.phone_code or code_in(row.digits or "", codes))
     fields = {"request": row.id, "user_id": user.id, "country_id": country_id}
     try:
