@@ -5,40 +5,68 @@ import hmac
 import re
 
 from flask import Request
+from werkzeug.datastructures import MultiDict
 
+from service.errors import InvalidSignature
+from service.sms.gateways import urls
 from service.sms.gateways.gateway import Gateway, Options, check_signature
 from service.sms.incoming import Sms, read
 
+ALGORITHMS = {"HMAC_SHA1": "sha1", "HMAC_SHA256": "sha256"}
+
 
 def parse(request: Request, options: Options) -> Sms:
-    """A form, signed in X-Twilio-Signature if there is a secret (the account's auth token).
+    """A form, signed in X-Twilio-Signature if there is a secret.
 
-    https://www.twilio.com/docs/usage/security: base64 HMAC-SHA1 over the URL and the sorted
-    parameters. A proxy may have turned Twilio's https into http; and as in Twilio's own libraries,
-    the signed URL may or may not include the port.
+    https://www.twilio.com/docs/messaging/guides/webhook-request. The secret is the account's auth
+    token, or a shared key of its webhook settings.
     """
-    if options.secret:
-        path = request.full_path if request.query_string else request.path
-        fields = "".join(k + v for k, v in sorted(set(request.form.items(multi=True))))
-        name = re.sub(r":\d+\Z", "", request.host)
-        signed = [
-            f"{scheme}://{host}{path}{fields}"
-            for scheme, port in (("https", 443), ("http", 80))
-            for host in (request.host, name, f"{name}:{port}")
-        ]
-        digests = [hmac.digest(options.secret.encode(), text.encode(), "sha1") for text in signed]
-        check_signature(
-            request, "X-Twilio-Signature", [base64.b64encode(d).decode() for d in digests]
-        )
     form = request.form
-    to, text, id = form.get("To"), form.get("Body"), form.get("MessageSid")
-    return read({"phone_number": to, "sms_text": text, "message_id": id})
+    if options.secret:
+        _check(request, form, options.secret)
+    return read(
+        {
+            "phone_number": form.get("To"),
+            "sms_text": form.get("Body"),
+            "message_id": form.get("MessageSid"),
+            "sender": form.get("From"),
+        }
+    )
+
+
+def _check(request: Request, form: MultiDict[str, str], secret: str) -> None:
+    """Raise InvalidSignature unless Twilio signed the URL and the form.
+
+    https://www.twilio.com/docs/usage/webhooks/webhooks-security: base64 HMAC over the URL and the
+    sorted parameters, each value of a name once. Shared keys, webhooks/webhook-shared-keys there,
+    name the algorithm in a header; it is SHA-1 otherwise.
+    """
+    settings = request.headers.get("X-Twilio-Webhooks-Signature-Settings", "")
+    named = re.search(r"(?:^|,)\s*algorithm\s*=\s*([^,\s]+)", settings)
+    algorithm = ALGORITHMS.get(named[1].upper() if named else "HMAC_SHA1")
+    if algorithm is None:
+        raise InvalidSignature
+    query = urls.query(request)
+    fields = "".join(name + value for name, value in sorted(set(form.items(multi=True))))
+    signed = (query and f"?{query}") + fields
+    check_signature(
+        request,
+        "X-Twilio-Signature",
+        [
+            base64.b64encode(
+                hmac.digest(secret.encode(), f"{url}{signed}".encode(), algorithm)
+            ).decode()
+            for url in urls.candidates(request)
+        ],
+    )
 
 
 GATEWAY = Gateway(
     parse,
     answer=("<Response/>", "text/xml"),
     heeds=frozenset({"secret"}),
+    # https://www.twilio.com/docs/api/errors/11205, the time to connect included
+    patience=15,
     setup="""\
 On the number, "A message comes in": Webhook, HTTP POST, and this URL (--secret is the auth token):
 
