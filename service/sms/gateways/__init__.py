@@ -6,7 +6,10 @@ from service.sms.gateways import (
     jasmin,
     kannel,
     main_server,
+    plivo,
+    telnyx,
     twilio,
+    vonage,
 )
 
 FORMATS = {
@@ -16,4 +19,7 @@ FORMATS = {
     "jasmin": jasmin.GATEWAY,
     "twilio": twilio.GATEWAY,
     "android-sms-gateway": android_sms_gateway.GATEWAY,
+    "telnyx": telnyx.GATEWAY,
+    "vonage": vonage.GATEWAY,
+    "plivo": plivo.GATEWAY,
 }

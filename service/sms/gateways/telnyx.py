@@ -1,0 +1,112 @@
+"""Telnyx."""
+
+import base64
+import logging
+import time
+from typing import Any
+
+from cryptography import exceptions
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from flask import Request
+
+from service.errors import BadRequest, InvalidSignature
+from service.logs import event
+from service.sms.gateways.gateway import Gateway, Options, json_object
+from service.sms.incoming import Sms, read
+
+TOLERANCE_SECONDS = 300
+
+
+def parse(request: Request, options: Options) -> Sms | list[Sms]:
+    """A JSON event, signed if there is a secret (the account's public key).
+
+    https://developers.telnyx.com/docs/messaging/messages/receiving-webhooks. The SMS's identity is
+    `payload.id`: `data.id` is the event's. A group message is an SMS to each number of `to`. What
+    happens to outbound messages is answered with success, so that Telnyx does not repeat it, and
+    nothing is stored.
+    """
+    if options.secret:
+        _check(request, options.secret)
+    kind, payload = _event(json_object(request))
+    if kind != "message.received":
+        event("gateway_event_ignored", format="telnyx", type=ascii(kind[:64]))
+        return []
+    recipients = payload.get("to")
+    if not isinstance(recipients, list) or not recipients:
+        recipients = [None]
+    found = [
+        read(
+            {
+                "phone_number": _number(recipient),
+                "sms_text": payload.get("text"),
+                "message_id": payload.get("id"),
+                "received_at": payload.get("received_at"),
+                "sender": _number(payload.get("from")),
+            }
+        )
+        for recipient in recipients
+    ]
+    return found[0] if len(found) == 1 else found
+
+
+def _event(body: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The event's type and its payload; raises BadRequest."""
+    data = body.get("data")
+    if isinstance(data, dict):
+        kind, payload = data.get("event_type"), data.get("payload")
+        if isinstance(kind, str) and isinstance(payload, dict):
+            return kind, payload
+    raise BadRequest("data must be an event, with event_type and payload")
+
+
+def _number(party: Any) -> Any:
+    return party.get("phone_number") if isinstance(party, dict) else None
+
+
+def _check(request: Request, key: str) -> None:
+    """Raise InvalidSignature unless Telnyx signed the body, within 5 minutes of now.
+
+    Ed25519 over `timestamp|body`, and the tolerance, are those of Telnyx's own libraries. A replay
+    would mostly be a duplicate, but no longer after `flask purge` removed the SMS. The price is
+    small, since each repeat is signed when it is sent: only a clock that is wrong by minutes
+    refuses SMS, and the log says so.
+    """
+    timestamp = request.headers.get("telnyx-timestamp", "")
+    signed = timestamp.encode() + b"|" + request.get_data()
+    try:
+        given = request.headers.get("telnyx-signature-ed25519", "")
+        public_key(key).verify(base64.b64decode(given, validate=True), signed)
+        age = int(time.time()) - int(timestamp)
+    except (ValueError, exceptions.InvalidSignature) as e:
+        raise InvalidSignature from e
+    if abs(age) > TOLERANCE_SECONDS:
+        event("signature_out_of_time", logging.WARNING, format="telnyx", seconds=age)
+        raise InvalidSignature
+
+
+def public_key(secret: str) -> Ed25519PublicKey:
+    """The key, which Telnyx shows as the base64 of its 32 bytes; raises ValueError, a sentence."""
+    try:
+        return Ed25519PublicKey.from_public_bytes(base64.b64decode(secret, validate=True))
+    except ValueError as e:
+        sentence = "must be the public key of the Telnyx account: 32 bytes in base64"
+        raise ValueError(sentence) from e
+
+
+def check_secret(secret: str) -> None:
+    """Raise ValueError, a sentence, unless it is a public key."""
+    public_key(secret)
+
+
+GATEWAY = Gateway(
+    parse,
+    heeds=frozenset({"secret"}),
+    check_secret=check_secret,
+    # "Return a 2xx status code within 2 seconds": receiving-webhooks, as above
+    patience=2,
+    setup="""\
+In the portal, Messaging > the profile of the number > Inbound: this webhook URL, API version 2
+(--secret is the public key under Account > Keys & Credentials):
+
+  URL""",
+)
