@@ -43,6 +43,8 @@ def parse(request: Request, options: Options) -> Sms:
 GATEWAY = Gateway(
     parse,
     heeds=frozenset({"secret", "numbers"}),
+    # "must respond with a 2xx status within 30 seconds": the page named above
+    patience=30,
     setup="""\
 Register the webhook with the app's server (--secret is the app's signing key):
 

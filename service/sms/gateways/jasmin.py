@@ -40,6 +40,8 @@ GATEWAY = Gateway(
     parse,
     get=True,
     answer=("ACK/Jasmin", "text/plain"),
+    # http_timeout of [deliversm-thrower], by default (jasmin/routing/configs.py)
+    patience=30,
     setup="""\
 In jcli, then name the connector in an MO route (morouter -a):
 

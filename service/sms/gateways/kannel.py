@@ -33,6 +33,8 @@ GATEWAY = Gateway(
     get=True,
     # Kannel sends a non-empty answer back to the sender as an SMS
     answer=("", "text/plain"),
+    # http-timeout of `group = core`, by default (gwlib/http.c)
+    patience=240,
     setup="""\
 In kannel.conf (and in its `group = smsbox`: mo-recode = true, http-request-retry = 100):
 
