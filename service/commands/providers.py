@@ -62,6 +62,11 @@ def _check_options(name: str, format_: str, secret: str | None) -> None:
         raise click.BadParameter("must start with whsec_", param_hint="--secret")
     if secret and "secret" not in FORMATS[format_].heeds:
         raise click.BadParameter(f"{format_} has no signatures", param_hint="--secret")
+    if secret is not None:
+        try:
+            FORMATS[format_].check_secret(secret)
+        except ValueError as e:
+            raise click.BadParameter(str(e), param_hint="--secret") from e
 
 
 @providers.command("list")
