@@ -526,7 +526,8 @@ def test_twilio_signs_what_is_stored(gateway, query, signed, algorithm):
     assert len(gw.stored()) == 1
 
 
-@pytest.mark.parametrize("settings", ["", "key=k", "key=k, Algorithm=x", "key=k,algorithm="])
+@pytest.mark.parametrize("settings", ["", "key=k", "key=k, Algorithm=x", "key=k,algorithm= ",
+                                      "algorithm=, algorithm = hmac_sha1 ,x"])  # fmt: skip
 def test_twilio_signs_by_sha_1_unless_its_header_names_another(gateway, settings):
     gw, params = gateway("twilio", TOKEN), body("twilio")
     headers = {"X-Twilio-Signature": TWILIO.compute_signature(BASE + gw.path, params)}
@@ -610,3 +611,20 @@ def test_without_a_secret_all_is_taken_and_repeats_are_told(gateway, format, sen
     gw = gateway(format)
     assert [gw.send(**sent).status_code for _ in range(3)] == [200] * 3
     assert len(gw.stored()) == len(gw.received) == 1
+
+
+@pytest.mark.parametrize("format", ["telnyx", "vonage", "plivo", "twilio"])
+def test_the_steps_name_the_address_once(flask, format):
+    """Where they say what to do with it, they must not contain the word that it replaces."""
+    steps = flask("providers", "add", "gw", "--format", format).partition("\n\n")[2]
+    assert steps.count("https://YOUR-SERVICE/api/ingest/ing_") == 1
+    assert steps.splitlines()[-1].startswith("  https://")
+
+
+@pytest.mark.parametrize("format", ["plivo", "twilio"])
+@pytest.mark.parametrize("host", ["", "é", "a b", "[::1", "[::1]:80", "x:y:z", "x:", ":80", "@"])
+def test_no_host_is_an_error_of_ours(gateway, client, format, host):
+    gw = gateway(format, TOKEN)
+    headers = {"Host": host, "X-Plivo-Signature-V3": "AAAA", "X-Twilio-Signature": "AAAA"}
+    answer = client.post(gw.path, data=BODIES[format], headers=headers)
+    assert answer.status_code in (400, 401)

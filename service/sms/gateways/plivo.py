@@ -92,8 +92,8 @@ GATEWAY = Gateway(
     # https://support.plivo.com/hc/en-us/articles/360041344652; three repeats within 7 minutes
     patience=8,
     setup="""\
-In the console, Messaging > Applications > Add New Application: this Message URL, method POST. Then
-Phone Numbers > the number > that application (--secret is the account's auth token):
+In the console, Messaging > Applications > Add New Application: this address for messages, method
+POST. Then Phone Numbers > the number > that application (--secret is the account's auth token):
 
   URL""",
 )

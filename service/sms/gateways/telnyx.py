@@ -105,8 +105,8 @@ GATEWAY = Gateway(
     # "Return a 2xx status code within 2 seconds": receiving-webhooks, as above
     patience=2,
     setup="""\
-In the portal, Messaging > the profile of the number > Inbound: this webhook URL, API version 2
-(--secret is the public key under Account > Keys & Credentials):
+In the portal, Messaging > the profile of the number > Inbound: this address for webhooks, API
+version 2 (--secret is the public key under Account > Keys & Credentials):
 
   URL""",
 )

@@ -2,7 +2,6 @@
 
 import base64
 import hmac
-import re
 
 from flask import Request
 from werkzeug.datastructures import MultiDict
@@ -42,8 +41,9 @@ def _check(request: Request, form: MultiDict[str, str], secret: str) -> None:
     name the algorithm in a header; it is SHA-1 otherwise.
     """
     settings = request.headers.get("X-Twilio-Webhooks-Signature-Settings", "")
-    named = re.search(r"(?:^|,)\s*algorithm\s*=\s*([^,\s]+)", settings)
-    algorithm = ALGORITHMS.get(named[1].upper() if named else "HMAC_SHA1")
+    pairs = [setting.partition("=") for setting in settings.split(",")]
+    named = [value.strip() for name, _, value in pairs if name.strip() == "algorithm"]
+    algorithm = ALGORITHMS.get(next(filter(None, named), "HMAC_SHA1").upper())
     if algorithm is None:
         raise InvalidSignature
     query = urls.query(request)
@@ -68,7 +68,8 @@ GATEWAY = Gateway(
     # https://www.twilio.com/docs/api/errors/11205, the time to connect included
     patience=15,
     setup="""\
-On the number, "A message comes in": Webhook, HTTP POST, and this URL (--secret is the auth token):
+On the number, "A message comes in": Webhook, HTTP POST, and this address (--secret is the auth
+token):
 
   URL""",
 )

@@ -57,7 +57,7 @@ def _given(request: Request) -> dict[str, Any]:
     """The parameters, which are flat, from where the account's HTTP method has Vonage put them."""
     if request.method == "GET":
         return request.args.to_dict()
-    if request.get_data().lstrip().startswith(b"{"):
+    if request.is_json or request.get_data().lstrip().startswith(b"{"):
         body = json_object(request)
         return {name: value for name, value in body.items() if not isinstance(value, dict | list)}
     return request.form.to_dict()
