@@ -36,6 +36,7 @@ def create_app(config: Config | None = None) -> Flask:
     app.config.from_object(config)
     app.config.update(MAX_CONTENT_LENGTH=MAX_BODY_BYTES, PROPAGATE_EXCEPTIONS=False)
     app.json.sort_keys = False  # type: ignore[attr-defined]  # on Flask's default provider
+    app.json.ensure_ascii = False  # type: ignore[attr-defined]  # escapes treble most texts
     app.url_map.merge_slashes = False  # a key may contain "//", and must not be redirected
     logs.hide(config.SYSTEM_API_KEY)
     if not config.SECRET_KEY:

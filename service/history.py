@@ -1,11 +1,12 @@
 """What users read back: their numbers, SMS, deliveries and counts."""
 
+import itertools
 import time
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import LargeBinary, Select, cast, func, select
 from sqlalchemy.orm import selectinload
 
 from service.database.columns import utcnow
@@ -23,6 +24,9 @@ from service.database.writing import release
 from service.limits import share
 from service.waiting import Bell, waiters
 
+# How many bytes of texts are read at once: as JSON, they are at most about 1 MB
+PAGE_BYTES = 500_000
+_TEXT_BYTES = func.length(cast(Message.sms_text, LargeBinary))
 COUNTS = ("numbers", "sms", "otps", "webhooks_delivered")
 
 
@@ -50,12 +54,13 @@ def messages(
     """The user's Message rows, oldest first: the first ones after the id `after`, else the latest
     ones (with ids below `before`).
 
-    `phone_number` is digits, with the country code or in the national form of one of the user's
-    numbers. If there is no message, waits up to `wait` seconds for one, without a connection; if
-    too many callers are waiting already, returns an empty list at once.
+    Fewer than `limit`, but one at least, if their texts have more than PAGE_BYTES: the next call
+    goes on from the last row's id. `phone_number` is digits, with the country code or in the
+    national form of one of the user's numbers. If there is no message, waits up to `wait` seconds
+    for one, without a connection; if too many callers are waiting already, returns an empty list
+    at once.
     """
-    query = select(Message).where(Message.user_id == user.id).limit(limit)
-    query = query.options(selectinload(Message.deliveries))
+    query = select(Message.id, _TEXT_BYTES).where(Message.user_id == user.id).limit(limit)
     digits = None if phone_number is None else _spelled(user, phone_number)
     if digits is not None:
         query = query.where(Message.digits.in_(digits))
@@ -71,7 +76,7 @@ def messages(
     return rows if after is not None else rows[::-1]
 
 
-def _wait_for(query: Select[Message], user: User, bell: Bell, seconds: float) -> Sequence[Message]:
+def _wait_for(query: Select[Any], user: User, bell: Bell, seconds: float) -> Sequence[Message]:
     # Before the first look, so that no SMS falls between it and the wait
     with waiters().hanging(bell, user.id):
         if rows := _read(query):
@@ -84,10 +89,22 @@ def _wait_for(query: Select[Message], user: User, bell: Bell, seconds: float) ->
     return rows
 
 
-def _read(query: Select[Message]) -> Sequence[Message]:
-    rows = db.session.scalars(query).all()
+def _read(query: Select[Any]) -> Sequence[Message]:
+    """The rows of a query for ids and sizes, as far as a page may hold their texts."""
+    sizes = db.session.execute(query).all()
+    sums = itertools.accumulate(size for _, size in sizes)
+    ids = [row.id for row, total in zip(sizes, sums, strict=True) if total <= PAGE_BYTES]
+    ids = ids or [row.id for row in sizes[:1]]
+    wanted = select(Message).where(Message.id.in_(ids)).options(selectinload(Message.deliveries))
+    rows = {row.id: row for row in db.session.scalars(wanted)} if ids else {}
     release()
-    return rows
+    return [rows[id] for id in ids if id in rows]
+
+
+def has_older(user: User, id: int) -> bool:
+    """Whether the user has messages with ids below `id`."""
+    older = select(Message.id).where(Message.user_id == user.id, Message.id < id).limit(1)
+    return db.session.scalar(older) is not None
 
 
 def _spelled(user: User, digits: str) -> set[str]:

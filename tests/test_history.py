@@ -19,6 +19,7 @@ from service.database.writing import transact
 from tests.conftest import SYSTEM_KEY
 from tests.databases import on_mariadb, on_sqlite
 from tests.fixtures import NUMBER
+from tests.forms import logged_in, post
 from tests.peers import until
 from tests.records import change
 
@@ -161,6 +162,42 @@ def test_a_national_form_is_that_of_the_users_own_numbers(client, make_user, ass
     assert read(client, "messages", user, phone_number="2025550123") == []
     rows = read(client, "messages", user, phone_number=NUMBER)
     assert [row["id"] for row in rows] == [wanted]
+
+
+@on_sqlite
+@pytest.mark.parametrize("character", ["x", "я", "😀", '"'])
+def test_a_page_of_messages_is_at_most_a_megabyte(app, client, make_user, assign, character):
+    """And the next call goes on where it ended, in either direction."""
+    user = make_user()
+    number = assign(user.id)
+    texts = [f"{n} ".ljust(40_000, character) for n in range(30)]
+    with app.app_context():
+        rows = [
+            Message(
+                user_id=user.id, phone_number_id=number, provider="gw", digits=NUMBER,
+                sms_text=text, received_at=utcnow(),
+            )
+            for text in texts
+        ]  # fmt: skip
+        transact(lambda tx: db.session.add_all(rows))
+
+    forward, after = [], 0
+    while rows := read(client, "messages", user, limit=200, after=after):
+        forward.append([row["sms_text"] for row in rows])
+        after = rows[-1]["id"]
+    assert len(forward) > 1 and [text for page in forward for text in page] == texts
+    latest = [row["sms_text"] for row in read(client, "messages", user, limit=200)]
+    assert 1 < len(latest) < 30 and latest == texts[-len(latest) :]
+    for query in ("?limit=200", "?limit=200&after=0"):
+        assert len(client.get(f"/api/messages/{user.key}{query}").data) <= 1_000_000
+    # In the browser each page leads on to the older ones
+    browser, link, shown = logged_in(app, user.key), "/profile/messages", []
+    post(browser, "/profile/reveal", reveal="1", page="messages")
+    while link:
+        page = browser.get(link).text
+        shown += re.findall(r"<p class=.sms.[^>]*>(\d+) ", page)
+        link = next(iter(re.findall(r'href="([^"]+)">Older<', page)), None)
+    assert shown == [str(n) for n in reversed(range(30))]
 
 
 # --- wait ---------------------------------------------------------------------------------

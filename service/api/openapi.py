@@ -57,7 +57,7 @@ PHONE: dict[str, Any] = {
     ]
 }
 TEXT: dict[str, Any] = {"type": ["string", "integer"]}
-ID: dict[str, Any] = {"type": ["string", "integer", "null"], "maxLength": 255}
+ID: dict[str, Any] = {"type": ["string", "integer", "null"]}
 SMS: dict[str, Any] = {
     "type": "object",
     "description": "The `generic` format; other gateways send their own. `phone_number` is another"

@@ -33,8 +33,9 @@ def numbers(user: User) -> Any:
 @logged_in
 def messages(user: User) -> Any:
     """The SMS, newest first."""
-    rows = history.messages(user, PAGE + 1, before=asked("before"))[::-1]
-    return render_template("messages.html", user=user, messages=rows)
+    rows = history.messages(user, PAGE, before=asked("before"))[::-1]
+    older = rows[-1].id if rows and history.has_older(user, rows[-1].id) else None
+    return render_template("messages.html", user=user, messages=rows, older=older)
 
 
 @bp.post("/profile/reveal")
