@@ -1,6 +1,7 @@
 """What every format has in common: its type, and the checks on what comes in."""
 
 import hmac
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 from flask import Request
 
 from service.errors import BadRequest, InvalidSignature
-from service.sms import charsets
+from service.sms import charsets, forms
 from service.sms.incoming import Sms
 
 
@@ -67,8 +68,8 @@ def decode(data: bytes, charset: str) -> str:
 def json_object(request: Request) -> dict[str, Any]:
     """The body, read as JSON whatever its content type; raises BadRequest."""
     try:
-        body = request.get_json(silent=True, force=True)
-    except RecursionError:
+        body = json.loads(forms.json_text(request))
+    except (ValueError, RecursionError):
         body = None
     if not isinstance(body, dict):
         raise BadRequest("The body must be a JSON object")

@@ -4,6 +4,7 @@ from typing import Any
 
 from flask import Request
 
+from service.sms import forms
 from service.sms.gateways.gateway import Gateway, Options, json_object
 from service.sms.incoming import Sms, read
 
@@ -18,7 +19,7 @@ NAMES = {
 
 def parse(request: Request, options: Options) -> Sms:
     """JSON, a form or the query string, with the field names of NAMES."""
-    given = json_object(request) if request.is_json else request.values
+    given = json_object(request) if request.is_json else forms.values(request)
     fields: dict[str, Any] = {}
     for field, names in NAMES.items():
         for name in names:

@@ -1,9 +1,8 @@
 """Kannel."""
 
-from urllib.parse import parse_qs
-
 from flask import Request
 
+from service.sms import charsets, forms
 from service.sms.gateways.gateway import Gateway, Options, decode
 from service.sms.incoming import Sms, read
 
@@ -14,18 +13,24 @@ def parse(request: Request, options: Options) -> Sms:
     Kannel user guide, "SMS-service group", post-url and get-url. `id` is %I, which stays the same
     over Kannel's retries.
     """
-    query = request.args
+    query = forms.query(request)
     data: bytes | None
     if request.method == "POST":
-        data, charset = request.get_data(), request.mimetype_params.get("charset", "utf-8")
+        data, charset = request.get_data(), request.mimetype_params.get("charset")
     else:
         # Percent-encoded bytes in the charset given by `charset` (%C)
-        raw = request.query_string.decode("latin-1")
-        texts = parse_qs(raw, encoding="latin-1", keep_blank_values=True).get("text")
-        data = texts[0].encode("latin-1") if texts else None
-        charset = query.get("charset", "utf-8")
-    text = None if data is None else decode(data, charset)
-    return read({"phone_number": query.get("to"), "sms_text": text, "message_id": query.get("id")})
+        data, charset = dict(forms.query_bytes(request)).get("text"), query.get("charset")
+    text = None
+    if data is not None:
+        text = decode(data, charset) if charset else charsets.guess(data)
+    return read(
+        {
+            "phone_number": query.get("to"),
+            "sms_text": text,
+            "message_id": query.get("id"),
+            "sender": query.get("from"),
+        }
+    )
 
 
 GATEWAY = Gateway(

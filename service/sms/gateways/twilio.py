@@ -7,6 +7,7 @@ from flask import Request
 from werkzeug.datastructures import MultiDict
 
 from service.errors import InvalidSignature
+from service.sms import forms
 from service.sms.gateways import urls
 from service.sms.gateways.gateway import Gateway, Options, check_signature
 from service.sms.incoming import Sms, read
@@ -20,7 +21,7 @@ def parse(request: Request, options: Options) -> Sms:
     https://www.twilio.com/docs/messaging/guides/webhook-request. The secret is the account's auth
     token, or a shared key of its webhook settings.
     """
-    form = request.form
+    form = forms.form(request)
     if options.secret:
         _check(request, form, options.secret)
     return read(
