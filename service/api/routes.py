@@ -16,7 +16,7 @@ from service.fields import load_query
 from service.logs import event
 from service.numbers import assignment
 from service.numbers.formats import present
-from service.sms import ingestion, providers
+from service.sms import parts, providers
 
 bp = Blueprint("api", __name__)
 _GET_NUMBER = schemas.GetNumberQuery()
@@ -102,9 +102,9 @@ def ingest(key: str | None = None) -> dict[str, Any] | Response:
     parsed = gateway.parse(request, source.options)
     data: Any
     if isinstance(parsed, list):
-        data = [ingestion.ingest(sms, source) for sms in parsed]
+        data = [parts.ingest(sms, source) for sms in parsed]
     else:
-        data = ingestion.ingest(parsed, source)
+        data = parts.ingest(parsed, source)
     answer = ("", "text/plain") if source.options.reply == "empty" else gateway.answer
     if answer is None:
         return success(data)

@@ -96,12 +96,20 @@ class AssignedSchema(Schema):
 class IngestedSchema(Schema):
     """`data` of POST /api/ingest."""
 
-    id = fields.Integer()
+    id = fields.Integer(
+        allow_none=True,
+        metadata={"description": "Of the SMS; null while a part waits for the others."},
+    )
     matched = fields.Boolean()
     duplicate = fields.Boolean()
     otp_code = fields.String(allow_none=True)
     webhook = fields.String(
         validate=validate.OneOf([DeliveryState.DELIVERED, DeliveryState.PENDING, NO_WEBHOOK])
+    )
+    part = fields.Boolean(
+        metadata={
+            "description": "True for a part of a long SMS that waits for the others; else left out."
+        }
     )
 
 

@@ -16,6 +16,7 @@ from service.database.engine import db
 from service.database.models import Attempt, Delivery, DeliveryState
 from service.database.schema import is_current
 from service.database.writing import release
+from service.sms import parts
 from service.webhooks import queue
 from service.webhooks.by_hand import redeliver
 from service.webhooks.worker import THREADS, work
@@ -47,6 +48,8 @@ def webhooks_deliver(watch: bool, threads: int, as_json: bool) -> None:
 
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: stop.set())
+    if not watch:
+        parts.sweep()
     work(stop, watch, threads, on_done=progress)
     show(done, as_json)
 

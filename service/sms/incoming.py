@@ -69,9 +69,20 @@ def read(fields: Mapping[str, Any]) -> Sms:
     for name in errors:
         event("sms_field_ignored", logging.WARNING, field=name)
     sms = _SMS.load({k: v for k, v in given.items() if k not in errors})
-    if len(sms["sms_text"]) > MAX_CHARACTERS:
-        event("sms_cut", logging.WARNING, characters=len(sms["sms_text"]))
-        sms["sms_text"] = sms["sms_text"][: MAX_CHARACTERS - len(CUT)] + CUT
+    sms["sms_text"] = _cut(sms["sms_text"])
     for name in ("provider", "sender"):
         sms[name] = sms[name] and sms[name][:MAX_NAME]
     return Sms(digits=sms.pop("phone_number"), **sms)
+
+
+def mended(text: str) -> str:
+    """A text put together from parts: halves of surrogate pairs become characters, or U+FFFD where
+    the other half is missing; cut as other texts are."""
+    return _cut(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+
+
+def _cut(text: str) -> str:
+    if len(text) <= MAX_CHARACTERS:
+        return text
+    event("sms_cut", logging.WARNING, characters=len(text))
+    return text[: MAX_CHARACTERS - len(CUT)] + CUT

@@ -1,5 +1,6 @@
 """Ingesting an SMS: duplicates, the holder of its number, its code, and its webhook."""
 
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -38,6 +39,13 @@ _HOLDERS = (
 )
 
 
+Claim = Callable[[Transaction], None]
+
+
+def _nothing(_tx: Transaction) -> None:
+    """The claim of an SMS that is made of nothing stored."""
+
+
 class _Owner(NamedTuple):
     """Whose an SMS is: an assignment and its user, or why nobody's; and the SMS's dedupe key."""
 
@@ -57,12 +65,17 @@ class _Stored(NamedTuple):
     user: models.User | None = None
 
 
-def ingest(sms: Sms, source: Source) -> dict[str, Any]:
-    """Store `sms`, tell who waits for it, then deliver its webhook; returns the answer's `data`.
+def ingest(
+    sms: Sms, source: Source, claim: Claim = _nothing, by_worker: bool = False
+) -> dict[str, Any]:
+    """Store `sms`, tell who waits for it, and deliver its webhook, or leave that to the worker.
 
-    The SMS and its delivery are committed together before the receiver is called.
+    Returns the answer's `data`.
+
+    The SMS and its delivery are committed together before the receiver is called. `claim(tx)` takes
+    what the SMS is made of in the same transaction; what it raises undoes all of it.
     """
-    stored = _store_once(sms, source)
+    stored = _store_once(sms, source, claim)
     message, webhook = stored.message, stored.webhook
     waiters().tell(message.user_id, message.id, message.digits)
     event(
@@ -70,7 +83,9 @@ def ingest(sms: Sms, source: Source) -> dict[str, Any]:
         user_id=message.user_id, provider=message.provider, otp=message.otp_code is not None,
         unmatched=message.unmatched,
     )  # fmt: skip
-    if stored.delivery and stored.delivery.lease:
+    if by_worker and stored.delivery:
+        transact(queue.give_back, [stored.delivery])
+    elif stored.delivery and stored.delivery.lease:
         webhook = deliver(stored.delivery, models.Trigger.INGEST, stored.user)
     return {
         "id": message.id,
@@ -82,21 +97,22 @@ def ingest(sms: Sms, source: Source) -> dict[str, Any]:
     }
 
 
-def _store_once(sms: Sms, source: Source) -> _Stored:
+def _store_once(sms: Sms, source: Source, claim: Claim) -> _Stored:
     """The SMS, stored now or earlier. The unique key decides which duplicate is first: looking for
     duplicates before storing would cost every SMS a query."""
     while True:
         try:
-            return transact(_store, sms, source)
+            return transact(_store, sms, source, claim)
         except IntegrityError as e:
             if not is_duplicate_key(e):
                 raise
-            if first := transact(_find_first, sms, source):
+            if first := transact(_find_first, sms, source, claim):
                 return first
 
 
-def _store(tx: Transaction, sms: Sms, source: Source) -> _Stored:
+def _store(tx: Transaction, sms: Sms, source: Source, claim: Claim) -> _Stored:
     """Store the SMS and its delivery; raises IntegrityError if it is a duplicate."""
+    claim(tx)
     now = utcnow()
     found = otp.Found(sms.otp_code, "given") if sms.otp_code else otp.extract(sms.sms_text)
     received_at = min(sms.received_at or now, now)
@@ -129,7 +145,7 @@ def _store(tx: Transaction, sms: Sms, source: Source) -> _Stored:
     return _Stored(message, False, webhook, delivery, user)
 
 
-def _find_first(tx: Transaction, sms: Sms, source: Source) -> _Stored | None:
+def _find_first(tx: Transaction, sms: Sms, source: Source, claim: Claim) -> _Stored | None:
     """The message that `sms` duplicates; None if the duplicate window (of an SMS without an id) has
     passed: then the earlier message gives up its key."""
     key = _owner(tx, sms, source).key
@@ -140,6 +156,7 @@ def _find_first(tx: Transaction, sms: Sms, source: Source) -> _Stored | None:
     if not sms.message_id and first.created_at <= utcnow() - DUPLICATE_WINDOW:
         first.dedupe_key = None
         return None
+    claim(tx)
     return _Stored(first, True, first.webhook)
 
 

@@ -17,6 +17,8 @@ from service.sms.gateways.gateway import Gateway, Options
 from service.sms.incoming import Sms
 
 _PROVIDER = select(Provider).where(Provider.key_hash == bindparam("key_hash"))
+# The ids of the sources
+_SYSTEM, _PREFIX = "system", "provider "
 
 
 class Source(NamedTuple):
@@ -45,12 +47,22 @@ def source_of(key: str | None) -> Source:
         raise InvalidIngestKey
     if is_system_key(key):
         secret = current_app.config["MAIN_SERVER_WEBHOOK_SECRET"]
-        return Source("system", FORMATS["main-server"], Options(secret), None)
+        return Source(_SYSTEM, FORMATS["main-server"], Options(secret), None)
     provider = db.session.scalar(_PROVIDER, {"key_hash": sha256(key)})
     if provider is None or not provider.active:
         raise InvalidIngestKey
-    id, gateway = f"provider {provider.id}", FORMATS[provider.format]
+    id, gateway = f"{_PREFIX}{provider.id}", FORMATS[provider.format]
     return Source(id, gateway, _options_of(provider), provider.name)
+
+
+def source_with_id(id: str) -> Source:
+    """The source with this `id`, active or not; without the options, which only parsing needs."""
+    if id == _SYSTEM:
+        return Source(id, FORMATS["main-server"], Options(), None)
+    provider = db.session.get(Provider, int(id.removeprefix(_PREFIX)))
+    if provider is None:  # deleted by hand
+        return Source(id, FORMATS["generic"], Options(), id)
+    return Source(id, FORMATS[provider.format], Options(), provider.name)
 
 
 def _options_of(provider: Provider) -> Options:

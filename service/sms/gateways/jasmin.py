@@ -1,39 +1,56 @@
 """Jasmin."""
 
+import logging
+import re
+
 from flask import Request
 
 from service.errors import BadRequest
-from service.sms import charsets
-from service.sms.gateways.gateway import Gateway, Options, decode
+from service.logs import event
+from service.sms import forms, user_data
+from service.sms.gateways.gateway import Gateway, Options
 from service.sms.incoming import Sms, read
-
-# SMPP v3.4, 5.2.19, data_coding; all others are decoded as the default alphabet
-CODINGS = {
-    "3": "iso-8859-1",
-    "5": "shift_jis",
-    "6": "iso-8859-5",
-    "7": "iso-8859-8",
-    "8": "utf-16-be",
-    "10": "iso2022_jp",
-    "14": "cp949",
-}
 
 
 def parse(request: Request, options: Options) -> Sms:
     """A form; the text is read from `binary`, the bytes of the SMS in hex, as `coding` says.
 
-    Jasmin documentation, "Receiving SMS-MO". `content` has the same bytes misread as text. Parts of
-    a long message that Jasmin does not join have an id each.
+    Jasmin documentation, "Receiving SMS-MO". `content` has the same bytes, misread as text. Jasmin
+    joins the parts of a long SMS that have 8-bit references and no message class 2, if the last one
+    comes last; others pass with their headers, and an id each (jasmin/managers/listeners.py).
     """
-    given = request.values
-    text, charset = given.get("content"), CODINGS.get(given.get("coding", ""))
+    given = forms.values(request)
+    text, part = given.get("content"), None
     if given.get("binary"):
         try:
             data = bytes.fromhex(given["binary"])
         except ValueError as e:
             raise BadRequest("Invalid binary", errors={"binary": ["must be hex"]}) from e
-        text = decode(data, charset) if charset else charsets.decode_default(data)
-    return read({"phone_number": given.get("to"), "sms_text": text, "message_id": given.get("id")})
+        text, part = user_data.read(data, _coding(forms.raw_values(request).get("coding", b"")))
+    sms = read(
+        {
+            "phone_number": given.get("to"),
+            "sms_text": text,
+            "message_id": given.get("id"),
+            "sender": given.get("from"),
+        }
+    )
+    # As decoded: what is not a character yet may become one with the next part
+    return sms._replace(part=part, sms_text=text or "") if part else sms
+
+
+def _coding(value: bytes) -> int:
+    """SMPP's data_coding: Jasmin sends its one byte as it is; others send its digits.
+
+    One digit alone is read as that digit; as a byte, it would say that the text is compressed.
+    """
+    if re.fullmatch(rb"[0-9]{1,3}", value) and int(value) < 256:
+        return int(value)
+    if len(value) == 1:
+        return value[0]
+    if value:
+        event("coding_ignored", logging.WARNING, characters=len(value))
+    return 0
 
 
 GATEWAY = Gateway(
