@@ -53,9 +53,11 @@ def form_bytes(request: Request) -> Pairs:
     return _pairs(request.get_data()) if is_form else []
 
 
-def raw_values(request: Request) -> dict[str, bytes]:
-    """What `values` reads, undecoded and the first value of each name only; without multipart."""
-    return dict(reversed(query_bytes(request) + form_bytes(request)))
+def raw_value(request: Request, name: str) -> bytes:
+    """The undecoded value of a field of the query string or the form, empty if there is none."""
+    is_multipart = request.mimetype == "multipart/form-data"
+    body = [(n, v) for n, _, v in _parts(request)] if is_multipart else form_bytes(request)
+    return next((value for n, value in query_bytes(request) + body if n == name), b"")
 
 
 def json_text(request: Request) -> str:

@@ -91,7 +91,7 @@ def _part(elements: dict[int, bytes]) -> Part | None:
     for id in (0x00, 0x08):
         if value := elements.get(id):
             total, number = value[-2:]
-            if 1 <= number <= total and total > 1:
+            if 1 <= number <= total:
                 # References of 8 and of 16 bits are counted apart
                 return Part(f"{len(value) - 2}:{value[:-2].hex()}", total, number)
     return None

@@ -166,6 +166,7 @@ def test_a_header_is_no_text(text_of, header):
         (b"\x03\x00\x01a 1234", "¥@£a 1234"),  # a known element of another length
         (b"\x02\x70\x00 1234", "$p@ 1234"),  # an unknown element only
         (b"\x00", "@"),
+        (b"gi\x7f 1234", "già 1234"),
     ],
 )
 def test_what_is_no_header_is_text(text_of, data, text):
@@ -205,3 +206,19 @@ def test_content_counts_only_without_binary(app, client, make_provider):
     assert client.post(path, data=form, content_type=FORM).status_code == 200
     [message] = messages(app)
     assert (message.sms_text, message.otp_code) == (WESTERN, "493817")
+
+
+@on_sqlite
+@pytest.mark.parametrize("coding", [b"\x08", b"8"])
+def test_a_multipart_form(app, client, make_provider, coding):
+    fields = {"to": NUMBER, "id": "1", "binary": ARABIC.encode("utf-16-be").hex()}
+    parts = [
+        f'--line\r\nContent-Disposition: form-data; name="{k}"\r\n\r\n{v}\r\n'
+        for k, v in (fields | {"coding": coding.decode()}).items()
+    ]
+    sent = {
+        "data": "".join(parts) + "--line--",
+        "content_type": "multipart/form-data; boundary=line",
+    }
+    assert client.post(make_provider(format="jasmin"), **sent).status_code == 200
+    assert [(m.sms_text, m.otp_code) for m in messages(app)] == [(ARABIC, "100003")]

@@ -109,7 +109,7 @@ def test_all_parts_again_after_days_are_still_the_same_sms(app, flask, phone):
             phone.send((7, 3, number), WORDS[number - 1], id=number)
         phone.age(hours=25)
         flask("webhooks", "deliver")
-        assert phone.traces() == []
+        assert phone.waiting() == phone.traces() == []
     assert phone.stored() == [WHOLE]
     assert len(phone.received) == 1
 
@@ -269,6 +269,25 @@ def test_parts_that_come_at_the_same_time_are_joined_once(app, phone):
     assert errors == []
     assert phone.stored() == [("493 493 493 ", None)] * count
     assert phone.waiting() == []
+
+
+def test_parts_joined_while_the_worker_gives_them_up_are_one_sms(flask, phone, monkeypatch):
+    phone.send((7, 2, 1), "Your code is 493")
+    phone.age(minutes=10)
+    ingest = ingestion.ingest
+
+    def after_the_last_part(*args):
+        monkeypatch.setattr(ingestion, "ingest", ingest)
+        phone.age(minutes=-10)
+        call = threading.Thread(target=phone.send, args=((7, 2, 2), "817"))
+        call.start()
+        call.join()
+        return ingest(*args)
+
+    monkeypatch.setattr(ingestion, "ingest", after_the_last_part)
+    flask("webhooks", "deliver")
+    assert phone.stored() == [("Your code is 493817", "493817")]
+    assert len(phone.received) == 1
 
 
 @pytest.fixture

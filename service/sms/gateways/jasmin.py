@@ -26,7 +26,7 @@ def parse(request: Request, options: Options) -> Sms:
             data = bytes.fromhex(given["binary"])
         except ValueError as e:
             raise BadRequest("Invalid binary", errors={"binary": ["must be hex"]}) from e
-        text, part = user_data.read(data, _coding(forms.raw_values(request).get("coding", b"")))
+        text, part = user_data.read(data, _coding(forms.raw_value(request, "coding")))
     sms = read(
         {
             "phone_number": given.get("to"),
