@@ -43,12 +43,12 @@ def values(request: Request) -> MultiDict[str, str]:
 
 
 def query_bytes(request: Request) -> Pairs:
-    """The names and the undecoded values of the query string."""
+    """The names, in Latin-1, and the undecoded values of the query string."""
     return _pairs(request.query_string)
 
 
 def form_bytes(request: Request) -> Pairs:
-    """The names and the undecoded values of a urlencoded form."""
+    """The names, in Latin-1, and the undecoded values of a urlencoded form."""
     is_form = request.mimetype == "application/x-www-form-urlencoded"
     return _pairs(request.get_data()) if is_form else []
 
@@ -98,7 +98,9 @@ def _pairs(data: bytes) -> Pairs:
 
 def _decoded(request: Request, pairs: Pairs) -> MultiDict[str, str]:
     declared = dict(pairs).get("_charset_", b"").decode("latin-1") or _charset(request)
-    return MultiDict((name, decode(value, declared)) for name, value in pairs)
+    return MultiDict(
+        (decode(name.encode("latin-1"), declared), decode(value, declared)) for name, value in pairs
+    )
 
 
 def _multipart(request: Request) -> MultiDict[str, str]:

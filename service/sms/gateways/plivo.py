@@ -9,6 +9,7 @@ from werkzeug.datastructures import MultiDict
 
 from service.errors import InvalidSignature
 from service.logs import event
+from service.sms import forms
 from service.sms.gateways import urls
 from service.sms.gateways.gateway import Gateway, Options
 from service.sms.incoming import Sms, read
@@ -21,7 +22,7 @@ def parse(request: Request, options: Options) -> Sms | list[Sms]:
     an MMS has `Body` instead of `Text`. A delivery report of an outbound SMS, which has neither, is
     answered with success, so that Plivo does not repeat it, and nothing is stored.
     """
-    form = request.form
+    form = forms.form(request)
     if options.secret:
         _check(request, form, options.secret)
     text = form.get("Text", form.get("Body"))

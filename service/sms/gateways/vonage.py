@@ -10,7 +10,7 @@ from flask import Request
 
 from service.errors import BadRequest, InvalidSignature
 from service.logs import event
-from service.sms import charsets
+from service.sms import charsets, forms
 from service.sms.gateways.gateway import Gateway, Options, json_object
 from service.sms.incoming import Part, Sms, read
 
@@ -56,11 +56,11 @@ def parse(request: Request, options: Options) -> Sms | list[Sms]:
 def _given(request: Request) -> dict[str, Any]:
     """The parameters, which are flat, from where the account's HTTP method has Vonage put them."""
     if request.method == "GET":
-        return request.args.to_dict()
+        return forms.query(request).to_dict()
     if request.is_json or request.get_data().lstrip().startswith(b"{"):
         body = json_object(request)
         return {name: value for name, value in body.items() if not isinstance(value, dict | list)}
-    return request.form.to_dict()
+    return forms.form(request).to_dict()
 
 
 def _text_of(given: dict[str, Any]) -> Any:
