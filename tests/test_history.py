@@ -223,7 +223,7 @@ class Waiters:
             if is_poll(statement):
                 bound = parameters if isinstance(parameters, tuple) else parameters.values()
                 self.polls.append((thread, *bound))
-            elif statement.startswith("SELECT messages.id"):
+            elif statement.startswith("SELECT messages.id, length("):
                 self.reads[thread] += 1
                 is_first_look = self.reads[thread] == 1
             self.changed.notify_all()
