@@ -48,9 +48,7 @@ def webhooks_deliver(watch: bool, threads: int, as_json: bool) -> None:
 
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: stop.set())
-    if not watch:
-        parts.sweep()
-    work(stop, watch, threads, on_done=progress)
+    work(stop, watch, threads, on_done=progress, chore=parts.sweep)
     show(done, as_json)
 
 

@@ -3,12 +3,13 @@
 import logging
 import random
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
-from flask import current_app
+from flask import Flask, current_app
 
 from service.database.models import Delivery, DeliveryState
 from service.database.writing import transact
@@ -20,8 +21,12 @@ from service.webhooks.pace import pace
 # Attempts in progress at once
 THREADS = 64
 POLL_SECONDS = 0.5
+CHORE_SECONDS = 15
 # The longest pause while the database fails
 MAX_PAUSE_SECONDS = 5
+
+
+OnDone = Callable[[DeliveryState], None]
 
 
 class _Place(NamedTuple):
@@ -39,25 +44,23 @@ def work(
     stop: threading.Event,
     watch: bool,
     threads: int = THREADS,
-    on_done: Callable[[DeliveryState], None] = lambda state: None,
+    on_done: OnDone = lambda state: None,
+    chore: Callable[[], object] = lambda: None,
 ) -> None:
     """Deliver what is due in `threads` threads until `stop` is set; unless `watch`, until none is.
 
-    Attempts in progress when `stop` is set are finished. `on_done(state)` is called after each.
+    Attempts in progress when `stop` is set are finished. `on_done(state)` is called after each;
+    `chore()` before all, and then every CHORE_SECONDS.
     """
     app = current_app._get_current_object()  # type: ignore[attr-defined]  # of a LocalProxy
-
-    def run(batch: Sequence[Delivery]) -> None:
-        with app.app_context():
-            deliver_batch(batch, stop, on_done)
-
     running: dict[Future[None], _Place] = {}
-    pause = POLL_SECONDS
+    pause, chore = POLL_SECONDS, _every(CHORE_SECONDS, chore)
     with ThreadPoolExecutor(threads, "deliver") as pool:
         while not stop.is_set():
             running = {future: place for future, place in running.items() if not future.done()}
             try:
                 with app.app_context():
+                    chore()
                     places = _choose(running.values(), threads)
                     batches = transact(queue.claim_due, places) if places else []
             except Exception:
@@ -69,7 +72,7 @@ def work(
                 continue
             pause = POLL_SECONDS
             for batch in batches:
-                running[pool.submit(run, batch)] = places[batch[0].user_id]
+                running[pool.submit(_run, app, batch, stop, on_done)] = places[batch[0].user_id]
             if batches:
                 continue  # more may be due
             if running:
@@ -78,6 +81,24 @@ def work(
                 stop.wait(pause * random.uniform(0.8, 1.2))
             else:
                 return
+
+
+def _run(app: Flask, batch: Sequence[Delivery], stop: threading.Event, on_done: OnDone) -> None:
+    with app.app_context():
+        deliver_batch(batch, stop, on_done)
+
+
+def _every(seconds: float, chore: Callable[[], object]) -> Callable[[], None]:
+    """The chore, which then does nothing until `seconds` after its end."""
+    next_at = 0.0
+
+    def run() -> None:
+        nonlocal next_at
+        if time.monotonic() >= next_at:
+            chore()
+            next_at = time.monotonic() + seconds
+
+    return run
 
 
 def _choose(running: Collection[_Place], threads: int) -> dict[int, _Place]:

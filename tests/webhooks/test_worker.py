@@ -586,3 +586,37 @@ def test_two_workers_one_killed_mid_drain_deliver_all(world, start_worker):
     assert held.calls >= len(rows) + 2  # what the dead one had sent was sent again
     assert {row.state for row in world.rows()} == {"delivered"}
     assert world.counted() == len(rows)
+
+
+def test_the_worker_does_its_chore_again_and_again_whatever_becomes_of_it(app, monkeypatch, caplog):
+    """Parts of SMS whose others never come are stored by it."""
+    monkeypatch.setattr(worker, "CHORE_SECONDS", 0)
+    monkeypatch.setattr(worker, "POLL_SECONDS", 0.01)
+    stop, calls = threading.Event(), []
+
+    def chore():
+        calls.append(1)
+        if len(calls) == 2:
+            raise ValueError
+        if len(calls) == 4:
+            stop.set()
+
+    with app.app_context():
+        worker.work(stop, watch=True, threads=1, chore=chore)
+    assert len(calls) == 4
+    assert caplog.text.count("event=worker_failed") == 1
+
+
+def test_between_its_chores_the_worker_leaves_some_time(app, monkeypatch):
+    monkeypatch.setattr(worker, "POLL_SECONDS", 0.01)
+    stop, calls, polls = threading.Event(), [], []
+    monkeypatch.setattr(worker.queue, "due_users", lambda: polls.append(1) or [])
+
+    def look():
+        wait_for(lambda: len(polls) >= 5)
+        stop.set()
+
+    threading.Thread(target=look).start()
+    with app.app_context():
+        worker.work(stop, watch=True, threads=1, chore=lambda: calls.append(1))
+    assert len(calls) == 1
