@@ -1,5 +1,6 @@
 """Ingesting an SMS: duplicates, the holder of its number, its code, and its webhook."""
 
+import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ from service.waiting import waiters
 from service.webhooks import queue
 from service.webhooks.delivery import deliver
 
+# How long before the end of the gateway's patience the receiver must have answered
+MARGIN_SECONDS = 0.5
 DUPLICATE_WINDOW = timedelta(minutes=10)
 
 # How far a gateway's clock may be behind ours
@@ -75,6 +78,7 @@ def ingest(
     The SMS and its delivery are committed together before the receiver is called. `claim(tx)` takes
     what the SMS is made of in the same transaction; what it raises undoes all of it.
     """
+    started = time.monotonic()
     stored = _store_once(sms, source, claim)
     message, webhook = stored.message, stored.webhook
     waiters().tell(message.user_id, message.id, message.digits)
@@ -86,7 +90,8 @@ def ingest(
     if by_worker and stored.delivery:
         transact(queue.give_back, [stored.delivery])
     elif stored.delivery and stored.delivery.lease:
-        webhook = deliver(stored.delivery, models.Trigger.INGEST, stored.user)
+        seconds = source.gateway.patience - MARGIN_SECONDS - (time.monotonic() - started)
+        webhook = deliver(stored.delivery, models.Trigger.INGEST, stored.user, seconds)
     return {
         "id": message.id,
         "matched": message.phone_number_id is not None,

@@ -25,7 +25,8 @@ class Attempt(NamedTuple):
     """A POST that was made, or that was impossible.
 
     `answer` is the beginning of what the receiver answered, as far as it came in time;
-    `retry_after` its header as given.
+    `retry_after` its header as given. `is_cut` says that it had less than WEBHOOK_TIMEOUT, and ran
+    out of it, which proves nothing about the receiver.
     """
 
     trigger: Trigger
@@ -35,6 +36,7 @@ class Attempt(NamedTuple):
     result: Result
     answer: str | None
     retry_after: str | None
+    is_cut: bool = False
 
 
 class PutOff(NamedTuple):
@@ -48,16 +50,22 @@ def init_app(app: Flask) -> None:
     app.extensions["webhook_session"] = outbound.new_session()
 
 
-def post(user: User, secrets: Iterable[str], delivery: Delivery, trigger: Trigger) -> Attempt:
-    """POST the delivery, signed with `secrets`, to the user's endpoint; never raises."""
+def post(
+    user: User, secrets: Iterable[str], delivery: Delivery, trigger: Trigger, seconds: float
+) -> Attempt:
+    """POST the delivery, signed with `secrets`, to the user's endpoint, in `seconds` or the shorter
+    WEBHOOK_TIMEOUT; never raises."""
     started_at, started = utcnow(), time.monotonic()
-    result, answer, retry_after = _post(user, secrets, delivery)
+    timeout = current_app.config["WEBHOOK_TIMEOUT"]
+    result, answer, retry_after = _post(user, secrets, delivery, min(seconds, timeout))
     ms = round((time.monotonic() - started) * 1000)
-    return Attempt(trigger, user.webhook_url, started_at, ms, Result(result), answer, retry_after)
+    is_cut = result == Reason.TIMEOUT and seconds < timeout
+    outcome = Result(result), answer, retry_after, is_cut
+    return Attempt(trigger, user.webhook_url, started_at, ms, *outcome)
 
 
 def _post(
-    user: User, secrets: Iterable[str], delivery: Delivery
+    user: User, secrets: Iterable[str], delivery: Delivery, seconds: float
 ) -> tuple[str, str | None, str | None]:
     """(the Result as text, the beginning of the answer, its Retry-After)."""
     if not user.may_call:
@@ -74,7 +82,7 @@ def _post(
             current_app.extensions["webhook_session"],
             "POST",
             user.webhook_url,
-            seconds=current_app.config["WEBHOOK_TIMEOUT"],
+            seconds=seconds,
             limit=ANSWER_BYTES,
             body_seconds=BODY_SECONDS,
             repeatable=True,  # by its webhook-id, which stays the same

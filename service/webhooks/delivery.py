@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import random
 import threading
 import time
@@ -23,6 +24,8 @@ from service.webhooks import endpoint, queue
 from service.webhooks.attempt import Attempt, PutOff, post
 from service.webhooks.pace import pace
 
+# An attempt that has less time is not made
+MIN_SECONDS = 0.5
 # How many seconds a batch may take before its outcomes are recorded
 BATCH_SECONDS = 0.5
 # Seconds from each failed attempt to the next; front-loaded, since OTPs age
@@ -57,16 +60,20 @@ class _Recorded(NamedTuple):
     change: endpoint.Change | None = None
 
 
-def deliver(delivery: Delivery, trigger: Trigger, user: User | None = None) -> DeliveryState:
+def deliver(
+    delivery: Delivery, trigger: Trigger, user: User | None = None, seconds: float = math.inf
+) -> DeliveryState:
     """Attempt a delivery leased to the caller once; returns its new state. Never raises.
 
-    `user` is its user, if the caller has just read that. No transaction is open while the receiver
-    is called; the outcome is written only while the lease is held.
+    The attempt takes `seconds` at most; where these are too few, the worker goes on at once. `user`
+    is its user, if the caller has just read that. No transaction is open while the receiver is
+    called; the outcome is written only while the lease is held.
     """
     try:
         user = user or _user_of(delivery)
         with _place(user, trigger) as has_place, _slot(user) as has_slot:
-            tried = _try(delivery, trigger, user, has_place, has_slot)
+            has_place = has_place and seconds >= MIN_SECONDS
+            tried = _try(delivery, trigger, user, has_place, has_slot, seconds)
         [state] = _record(user, [tried])
         return state
     except Exception:
@@ -86,7 +93,7 @@ def deliver_batch(
         user = _user_of(untried[0])
         with _slot(user) as has_slot:
             while untried and time.monotonic() - started < BATCH_SECONDS:
-                tried.append(_try(untried.pop(0), Trigger.WORKER, user, True, has_slot))
+                tried.append(_try(untried.pop(0), Trigger.WORKER, user, True, has_slot, math.inf))
                 if stop.is_set() or not tried[-1].is_success:
                     break
         for state in _record(user, tried, untried):
@@ -111,13 +118,14 @@ def _slot(user: User) -> contextlib.AbstractContextManager[bool]:
 
 
 def _try(
-    delivery: Delivery, trigger: Trigger, user: User, has_place: bool, has_slot: bool
-) -> _Tried:
+    delivery: Delivery, trigger: Trigger, user: User, has_place: bool, has_slot: bool,
+    seconds: float,
+) -> _Tried:  # fmt: skip
     lease = delivery.lease or ""
     outcome: Attempt | PutOff | None = _put_off(user, trigger, has_place, has_slot)
     if outcome is None:
         release()
-        outcome = post(user, endpoint.signing_secrets(user), delivery, trigger)
+        outcome = post(user, endpoint.signing_secrets(user), delivery, trigger, seconds)
         event("webhook_tried", delivery_id=delivery.id, user_id=user.id, trigger=trigger,
               result=outcome.result, ms=outcome.ms)  # fmt: skip
         pace().note(user.id, outcome)
@@ -210,7 +218,7 @@ def _changes(row: Delivery, attempt: Attempt, now: datetime) -> dict[str, Any]:
     is_last = attempts > len(RETRY_SECONDS) or row.message_id is None
     if is_last or result.is_gone or result.called_nobody:
         return changes | {"state": DeliveryState.DEAD}
-    next_at = now + delay(attempts, attempt.retry_after)
+    next_at = now if attempt.is_cut else now + delay(attempts, attempt.retry_after)
     return changes | {"state": DeliveryState.PENDING, "next_attempt_at": next_at}
 
 

@@ -76,7 +76,7 @@ class Change(NamedTuple):
 
 def judge(tx: Transaction, user: User, attempt: Attempt, now: datetime) -> Change | None:
     """Close the circuit after a success, else count the failure and perhaps open it."""
-    if attempt.result.called_nobody:
+    if attempt.result.called_nobody or attempt.is_cut:
         return None
     if attempt.result.is_success and not user.webhook_failures and not user.webhook_open_until:
         return None  # the usual case

@@ -21,6 +21,7 @@ from service.database.columns import utcnow
 from service.database.engine import db
 from service.database.models import Attempt, Message, User, UserSummary
 from service.keys import Unreadable, seal, unseal
+from service.sms.gateways import FORMATS
 from tests.fixtures import SMS
 from tests.peers import NO_BODY, NO_STATUS, raw_server, redirect_drip
 from tests.world import PATIENCE, holding, new_world, receiving, refusing, wait_for
@@ -683,6 +684,43 @@ def test_a_share_of_the_calls_may_wait_for_receivers_and_the_worker_takes_the_re
     with receiving(lambda: ("", 204)) as url:
         world.change(User, webhook_url=url)
         assert world.work(app=app) == ["delivered"] * 2
+
+
+@on_sqlite
+@pytest.mark.parametrize("answers_in_time", [True, False])
+def test_the_try_ends_before_the_gateway_gives_up_and_the_worker_goes_on(
+    make_app, world, monkeypatch, answers_in_time
+):
+    """Its gateway waits two seconds (Telnyx does), the webhook would have a hundred."""
+    impatient = FORMATS["generic"]._replace(patience=2 if not answers_in_time else 60)
+    monkeypatch.setitem(FORMATS, "generic", impatient)
+    app = make_app(WEBHOOK_TIMEOUT=PATIENCE)
+    with holding() as (held, url):
+        world.change(User, webhook_url=url)
+        if answers_in_time:
+            held.let_go()
+        webhook = world.sms(app)["webhook"]
+        held.let_go()
+    [row] = world.rows()
+    assert webhook == row.state == ("delivered" if answers_in_time else "pending")
+    if not answers_in_time:
+        assert (row.last_result, row.attempts) == ("timeout", 1)
+        assert row.next_attempt_at <= utcnow()
+        # Nothing is held against the receiver, which had less time than it may take
+        assert world.row(model=User).webhook_failures == 0
+        world.change(User, webhook_url=world.receiver.url)
+        assert world.work() == ["delivered"]
+
+
+@on_sqlite
+def test_without_time_for_a_try_the_worker_has_it_at_once(world, monkeypatch):
+    impatient = FORMATS["generic"]._replace(patience=0.9)
+    monkeypatch.setitem(FORMATS, "generic", impatient)
+    assert world.sms()["webhook"] == "pending"
+    [row] = world.rows()
+    assert (row.last_result, row.attempts) == ("busy", 0)
+    assert world.receiver.received == []
+    assert world.work() == ["delivered"]
 
 
 def test_an_endpoint_that_failed_is_tried_by_one_at_a_time(make_app, world):
