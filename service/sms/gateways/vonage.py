@@ -39,14 +39,12 @@ def parse(request: Request, options: Options) -> Sms | list[Sms]:
     if text is None and {"status", "err-code"} <= given.keys():
         event("delivery_report_ignored", format="vonage")
         return []
-    at = given.get("message-timestamp")
     sms = read(
         {
             "phone_number": given.get("to"),
             "sms_text": text,
             "message_id": given.get("messageId"),
-            # In UTC; some have a space before the offset, which is not ISO 8601
-            "received_at": at.replace(" +", "+") if isinstance(at, str) else at,
+            "received_at": given.get("message-timestamp"),
             "sender": given.get("msisdn"),
         }
     )
@@ -57,7 +55,7 @@ def _given(request: Request) -> dict[str, Any]:
     """The parameters, which are flat, from where the account's HTTP method has Vonage put them."""
     if request.method == "GET":
         return forms.query(request).to_dict()
-    if request.is_json or request.get_data().lstrip().startswith(b"{"):
+    if request.get_data().lstrip().startswith(b"{"):
         body = json_object(request)
         return {name: value for name, value in body.items() if not isinstance(value, dict | list)}
     return forms.form(request).to_dict()
