@@ -521,7 +521,7 @@ def test_twilio_signs_what_is_stored(gateway, query, signed, algorithm):
     url = f"{BASE}{signed}{gw.path}{query}"
     headers = {"X-Twilio-Signature": TWILIO.compute_signature(url, params, algorithm)}
     if algorithm:
-        headers[SETTINGS] = f"key=webhooks_sharedkey_1,algorithm={algorithm}"
+        headers[SETTINGS] = f"key=webhooks_sharedkey_1, algorithm={algorithm}"
     base = BASE + (":8443" if signed == ":8443" else "")
     assert TWILIO.validate(url, params, headers["X-Twilio-Signature"], algorithm)
     assert gw.send(query, base=base, data=params, headers=headers).status_code == 200
