@@ -1,24 +1,44 @@
 """Standard Webhooks signatures: sign and verify."""
 
 import base64
-import binascii
 import hashlib
 import hmac
+import re
 import time
 
 from werkzeug.datastructures import Headers
 
 TOLERANCE_SECONDS = 300
+# Standard Webhooks, "Signature scheme"
+MIN_KEY_BYTES = 24
+# Base64 in either alphabet (RFC 4648, 4 and 5), padded or not
+_SECRET = re.compile(r"whsec_([A-Za-z0-9+/]*|[A-Za-z0-9_-]*)(={0,2})")
+
+
+def key_of(secret: str) -> bytes:
+    """The key in a `whsec_…` secret; raises ValueError, a sentence, for anything else.
+
+    A key that is empty or short is refused: with it, anybody could sign.
+    """
+    found = _SECRET.fullmatch(secret)
+    text = found[1].replace("-", "+").replace("_", "/") if found else ""
+    missing = "=" * (-len(text) % 4)
+    if not found or len(missing) > 2 or found[2] not in ("", missing):
+        raise ValueError("must be whsec_ and base64")
+    key = base64.b64decode(text + missing, validate=True)
+    if len(key) < MIN_KEY_BYTES:
+        raise ValueError(f"must be whsec_ and the base64 of at least {MIN_KEY_BYTES} bytes")
+    return key
 
 
 def sign(secret: str, webhook_id: str, timestamp: int | str, body: bytes) -> str:
     """The `v1,…` signature of `body` sent as `webhook_id` at `timestamp` (Unix seconds).
 
+    Raises ValueError for a secret that is none.
     https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
     """
-    key = base64.b64decode(secret.removeprefix("whsec_"))
     signed = f"{webhook_id}.{timestamp}.".encode() + body
-    return "v1," + base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode()
+    return "v1," + base64.b64encode(hmac.digest(key_of(secret), signed, hashlib.sha256)).decode()
 
 
 def verify(secret: str, headers: Headers, body: bytes) -> bool:
@@ -30,7 +50,7 @@ def verify(secret: str, headers: Headers, body: bytes) -> bool:
         return False
     try:
         expected = sign(secret, webhook_id, timestamp, body).encode()
-    except binascii.Error:
+    except ValueError:
         return False
     given = headers.get("webhook-signature", "").encode("utf-8", "replace").split()
     return any(hmac.compare_digest(expected, signature) for signature in given)

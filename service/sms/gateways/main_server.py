@@ -5,7 +5,7 @@ from flask import Request
 from service.errors import BadRequest, InvalidSignature
 from service.sms.gateways.gateway import Gateway, Options, json_object
 from service.sms.incoming import Sms, read
-from service.webhooks.signing import verify
+from service.webhooks.signing import key_of, verify
 
 
 def parse(request: Request, options: Options) -> Sms:
@@ -21,8 +21,14 @@ def parse(request: Request, options: Options) -> Sms:
     return read(body["data"] | {"message_id": request.headers.get("webhook-id")})
 
 
+def check_secret(secret: str) -> None:
+    """Raise ValueError, a sentence, unless it is a `whsec_…` secret."""
+    key_of(secret)
+
+
 GATEWAY = Gateway(
     parse,
     setup="Have the main server POST its otp_received webhooks to\n  URL",
-    heeds=frozenset({"secret"}),
+    heeds=frozenset({"secret", "reply"}),
+    check_secret=check_secret,
 )
