@@ -112,3 +112,15 @@ def new_secret():
 
 
 new_secret.made = 0
+
+
+def android_envelope(**payload):
+    """What the Android app SMS Gateway posts: https://docs.sms-gate.app/features/webhooks."""
+    default = {
+        "messageId": "abc123", "message": "Your code is 123456", "sender": "AMZ",
+        "recipient": f"+{NUMBER}", "simNumber": 1, "receivedAt": "2026-11-24T10:00:00.000+07:00",
+    }  # fmt: skip
+    return {
+        "deviceId": "ffffffffceb0b1db0000018e937c815b", "event": "sms:received", "id": "Ey6ECgOk",
+        "payload": default | payload, "webhookId": "LreFUt-Z3sSq0JufY9uWB",
+    }  # fmt: skip

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -10,63 +11,138 @@ from marshmallow import ValidationError
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
-from service.commands.output import as_json, row_of, show
+from service.commands.output import Row, as_json, row_of, show
 from service.database.engine import db
 from service.database.models import Provider
 from service.database.writing import Transaction, transact
-from service.fields import phone_digits
-from service.sms.gateways import FORMATS
+from service.sms.gateways import FORMATS, generic, recipients
 from service.sms.gateways.gateway import Options
 from service.sms.providers import create
+
+MAX_SECRET = 256
+# Of each option, the part of Options that it sets, and why a format has no use for it
+UNHEEDED = {
+    "secret": ("secret", "has no signatures"),
+    "number": ("numbers", "names the recipient itself"),
+    "field": ("fields", "has its own fields"),
+    "reply": ("reply", "has its own answer"),
+}
 
 providers = AppGroup("providers", help="The SMS gateways that may post to /api/ingest.")
 
 
 def provider_row(provider: Provider) -> dict[str, Any]:
     options = json.loads(provider.options or "{}")
-    number = options.get("numbers", {}).get("")
-    return row_of(provider, "id", "name", "format") | {"number": number, "active": provider.active}
+    numbers = options.get("numbers", {})
+    return row_of(provider, "id", "name", "format") | {
+        "number": numbers.get(recipients.BARE),
+        "numbers": numbers or None,
+        "fields": options.get("fields"),
+        "reply": options.get("reply"),
+        "active": provider.active,
+    }
+
+
+def show_providers(rows: Row | Sequence[Row], as_json: bool) -> None:
+    """Print rows; people read numbers and fields as they are given to `providers add`."""
+    if not as_json:
+        rows = _as_given(rows) if isinstance(rows, Mapping) else [_as_given(row) for row in rows]
+    show(rows, as_json)
+
+
+def _as_given(row: Row) -> Row:
+    lists = {
+        name: ",".join(f"{k}={v}" if k else v for k, v in row[name].items())
+        for name in ("numbers", "fields")
+        if row[name]
+    }
+    return {name: value for name, value in row.items() if name != "number"} | lists
 
 
 @providers.command("add")
 @click.argument("name")
 @click.option("--format", "format_", type=click.Choice(list(FORMATS)), required=True)
 @click.option("--secret", help="What the gateway signs with, if its format has signatures.")
-@click.option("--number", help="The gateway's number, if it does not name the recipient.")
+@click.option(
+    "--number", "numbers", multiple=True, metavar="[SIM=]NUMBER",
+    help="The gateway's number, if it may not name the recipient; once for each SIM: 2=NUMBER.",
+)  # fmt: skip
+@click.option(
+    "--field", "fields", multiple=True, metavar="NAME=PATH",
+    help=f"Where a field is, such as sms_text=data.text. NAME: {', '.join(generic.FIELDS)}.",
+)  # fmt: skip
+@click.option(
+    "--reply", type=click.Choice(["empty"]),
+    help="Answer nothing: for a gateway that sends our answer to the SMS's sender.",
+)  # fmt: skip
 @as_json
 def providers_add(
-    name: str, format_: str, secret: str | None, number: str | None, as_json: bool
-) -> None:
+    name: str, format_: str, secret: str | None, numbers: tuple[str, ...],
+    fields: tuple[str, ...], reply: str | None, as_json: bool,
+) -> None:  # fmt: skip
     """Add an SMS gateway; its ingest key and what to paste there are shown this once."""
-    _check_options(name, format_, secret)
+    gateway = FORMATS[format_]
+    _check(name, format_, {"secret": secret, "number": numbers, "field": fields, "reply": reply})
+    options = Options(secret, _numbers(numbers), _fields(fields), reply)
     try:
-        numbers = {"": phone_digits(number)} if number else {}
-    except ValidationError as e:
-        raise click.BadParameter(str(e.messages[0]), param_hint="--number") from e
-    try:
-        provider, key = transact(create, name, format_, Options(secret, numbers))
+        provider, key = transact(create, name, format_, options)
     except IntegrityError as e:
         raise click.BadParameter(f"there is a provider {name} already", param_hint="NAME") from e
     path = f"/api/ingest/{key}"
-    show(provider_row(provider) | {"ingest_key": key, "ingest_path": path}, as_json)
+    row = provider_row(provider) | {"ingest_key": key, "ingest_path": path}
+    show_providers(row, as_json)
     if not as_json:
-        setup = FORMATS[format_].setup.replace("URL", f"https://YOUR-SERVICE{path}")
-        click.echo(f"\n{setup}")
+        setup = gateway.setup if isinstance(gateway.setup, str) else gateway.setup(options)
+        click.echo("\n" + setup.replace("URL", f"https://YOUR-SERVICE{path}"))
 
 
-def _check_options(name: str, format_: str, secret: str | None) -> None:
+def _check(name: str, format_: str, given: Mapping[str, Any]) -> None:
+    """Raise BadParameter for a wrong name, and for an option that the format does not use."""
     if not re.fullmatch(r"[\w.-]{1,64}", name):
         sentence = "must be 1 to 64 letters, digits, '.', '_' or '-'"
         raise click.BadParameter(sentence, param_hint="NAME")
-    if format_ == "main-server" and secret and not secret.startswith("whsec_"):
-        raise click.BadParameter("must start with whsec_", param_hint="--secret")
-    if secret and "secret" not in FORMATS[format_].heeds:
-        raise click.BadParameter(f"{format_} has no signatures", param_hint="--secret")
-    if secret is not None:
+    for option, (part, why) in UNHEEDED.items():
+        if given[option] not in (None, ()) and part not in FORMATS[format_].heeds:
+            raise click.BadParameter(f"{format_} {why}", param_hint=f"--{option}")
+    secret = given["secret"]
+    if secret is None:
+        return
+    try:
+        if not secret.strip() or len(secret) > MAX_SECRET:
+            raise ValueError(f"must be 1 to {MAX_SECRET} characters")
+        FORMATS[format_].check_secret(secret)
+    except ValueError as e:
+        raise click.BadParameter(str(e), param_hint="--secret") from e
+
+
+def _numbers(given: Iterable[str]) -> dict[str, str]:
+    """The digits of the numbers, by SIM; raises BadParameter."""
+    numbers: dict[str, str] = {}
+    for text in given:
         try:
-            FORMATS[format_].check_secret(secret)
+            sim, digits = recipients.parse_number(text)
+        except ValidationError as e:
+            raise click.BadParameter(str(e.messages[0]), param_hint="--number") from e
+        # A number without a SIM is that of SIM 1
+        if (sim or "1") in {known or "1" for known in numbers}:
+            raise click.BadParameter(f"SIM {sim or 1} has two numbers", param_hint="--number")
+        numbers[sim] = digits
+    return numbers
+
+
+def _fields(given: Iterable[str]) -> dict[str, str]:
+    """The paths of the fields; raises BadParameter."""
+    fields: dict[str, str] = {}
+    for text in given:
+        name, _, path = text.partition("=")
+        try:
+            generic.check_field(name, path)
+            if name in fields:
+                raise ValueError(f"{name} is given twice")
         except ValueError as e:
-            raise click.BadParameter(str(e), param_hint="--secret") from e
+            raise click.BadParameter(str(e), param_hint="--field") from e
+        fields[name] = path
+    return fields
 
 
 @providers.command("list")
@@ -74,7 +150,7 @@ def _check_options(name: str, format_: str, secret: str | None) -> None:
 def providers_list(as_json: bool) -> None:
     """List the SMS gateways."""
     rows = db.session.scalars(select(Provider).order_by(Provider.id))
-    show([provider_row(provider) for provider in rows], as_json)
+    show_providers([provider_row(provider) for provider in rows], as_json)
 
 
 @providers.command("disable")
@@ -82,7 +158,7 @@ def providers_list(as_json: bool) -> None:
 @as_json
 def providers_disable(provider: str, as_json: bool) -> None:
     """Disable a gateway, given by name or id: its requests are refused."""
-    show(provider_row(transact(_disable, provider)), as_json)
+    show_providers(provider_row(transact(_disable, provider)), as_json)
 
 
 def _disable(tx: Transaction, provider: str) -> Provider:

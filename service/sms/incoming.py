@@ -57,22 +57,27 @@ class Sms(NamedTuple):
     part: Part | None = None
 
 
-def read(fields: Mapping[str, Any]) -> Sms:
+def read(fields: Mapping[str, Any], digits: str | None = None) -> Sms:
     """The Sms in `fields`, where None counts as missing; raises BadRequest.
 
-    An optional field that cannot be read counts as missing too, and is logged.
+    `digits` is the recipient's number where the format knows better than the fields: "" for one
+    that is not known for certain. An optional field that cannot be read counts as missing too, and
+    is logged.
     """
     given = {k: v for k, v in fields.items() if v is not None}
-    errors = _SMS.validate(given)
+    if digits is not None:
+        given.pop("phone_number", None)
+    partial = () if digits is None else ("phone_number",)
+    errors = _SMS.validate(given, partial=partial)
     if required := {name: why for name, why in errors.items() if _SMS.fields[name].required}:
         raise BadRequest(f"Invalid {', '.join(sorted(required))}", errors=required)
     for name in errors:
         event("sms_field_ignored", logging.WARNING, field=name)
-    sms = _SMS.load({k: v for k, v in given.items() if k not in errors})
+    sms = _SMS.load({k: v for k, v in given.items() if k not in errors}, partial=partial)
     sms["sms_text"] = _cut(sms["sms_text"])
     for name in ("provider", "sender"):
         sms[name] = sms[name] and sms[name][:MAX_NAME]
-    return Sms(digits=sms.pop("phone_number"), **sms)
+    return Sms(digits=sms.pop("phone_number", digits), **sms)
 
 
 def mended(text: str) -> str:

@@ -27,7 +27,6 @@ from service.database.models import (
     UserSummary,
 )
 from service.database.writing import transact
-from service.sms.gateways import FORMATS
 from tests.conftest import MAIN, SYSTEM_KEY
 from tests.databases import on_mariadb
 from tests.fixtures import BIN, NUMBER, ROOT
@@ -149,13 +148,6 @@ def test_users_rotate_key_stops_the_old_one(client, flask):
         ("users", "set", "9" * 40, "--active"),
         ("users", "rotate-key", "x"),
         ("users", "rotate-secret", "9"),
-        ("providers", "add", "gw", "--format", "pigeon"),
-        ("providers", "add", "a b", "--format", "generic"),
-        ("providers", "add", "", "--format", "generic"),
-        ("providers", "add", "x" * 65, "--format", "generic"),
-        ("providers", "add", "gw", "--format", "main-server", "--secret", "x"),
-        ("providers", "disable", "nobody"),
-        ("providers", "disable", "9"),
         ("webhooks", "deliver", "--threads", "0"),
         ("webhooks", "deliver", "--threads", "257"),
         ("webhooks", "list", "--limit", "0"),
@@ -167,7 +159,7 @@ def test_users_rotate_key_stops_the_old_one(client, flask):
 )
 def test_a_wrong_value_is_told_and_changes_nothing(flask, args):
     assert "Error" in flask(*args, exit_code=2)
-    assert flask("users", "list", "--json") == flask("providers", "list", "--json") == []
+    assert flask("users", "list", "--json") == []
 
 
 @pytest.mark.parametrize("url", ["ftp://x/", "http://10.0.0.1/", "http://u:p@127.0.0.1/"])
@@ -195,38 +187,6 @@ def test_webhook_url_must_be_https_unless_told_otherwise(make_app, flask):
     args = ("users", "add", "Ann", "--webhook-url")
     assert "https" in flask(*args, "http://127.0.0.1/", exit_code=2, runner=runner)
     flask(*args, "https://127.0.0.1/", runner=runner)
-
-
-def test_providers_add_list_disable(client, flask):
-    added = flask("providers", "add", "gw", "--format", "generic", "--json")
-    assert added["ingest_path"] == f"/api/ingest/{added['ingest_key']}"
-    sms = {"to": "12025550123", "text": "hi"}
-    assert client.post(added["ingest_path"], json=sms).status_code == 200
-    flask("providers", "add", "gw", "--format", "generic", exit_code=2)
-    assert flask("providers", "disable", "gw", "--json")["active"] is False
-    assert client.post(added["ingest_path"], json=sms).status_code == 401
-    expected = {"id": 1, "name": "gw", "format": "generic", "number": None, "active": False}
-    assert flask("providers", "list", "--json") == [expected]
-    longest = "x" * 64
-    flask("providers", "add", longest, "--format", "generic")
-    found = [row["id"] for row in flask("providers", "list", "--json") if row["name"] == longest]
-    assert flask("providers", "disable", *found, "--json")["name"] == longest
-    assert [row["active"] for row in flask("providers", "list", "--json")] == [False, False]
-
-
-@pytest.mark.parametrize("format_", FORMATS)
-def test_providers_add_prints_what_to_paste(flask, format_):
-    key = flask("providers", "add", "gw", "--format", format_)
-    url = "https://YOUR-SERVICE/api/ingest/ing_"
-    assert url in key.partition("\n\n")[2]
-
-
-def test_providers_add_checks_number_and_secret(flask):
-    add = ("providers", "add", "phone", "--format", "android-sms-gateway")
-    assert "international form" in flask(*add, "--number", "me", exit_code=2)
-    assert flask(*add, "--number", "+1 202 555 0123", "--json")["number"] == "12025550123"
-    generic = ("providers", "add", "g", "--format", "generic", "--secret", "s")
-    assert "generic has no signatures" in flask(*generic, exit_code=2)
 
 
 # --- webhooks -----------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from service.database.engine import db
 from service.database.models import Message
 from tests.conftest import SYSTEM_KEY
 from tests.databases import on_sqlite
-from tests.fixtures import NUMBER, new_secret
+from tests.fixtures import NUMBER, android_envelope, new_secret
 
 TEXTS = [
     "Your code is 123456",
@@ -26,7 +26,6 @@ TEXTS = [
     "code 123456 " * 30,
 ]
 TWILIO_TOKEN = "12345"  # that of the example in Twilio's documentation
-PHONE_SECRET = "signing-key"
 
 
 @pytest.fixture
@@ -407,81 +406,7 @@ def test_twilio_without_a_secret_takes_all_and_no_get(gateway):
     assert refused(twilio.send("?" + urlencode(TWILIO_FORM), data={}), 400, "phone_number")
 
 
-# --- android-sms-gateway ------------------------------------------------------------------
-
-
-def envelope(**payload):
-    default = {
-        "messageId": "abc123", "message": TEXTS[1], "sender": "AMZ", "recipient": f"+{NUMBER}",
-        "simNumber": 1, "receivedAt": "2026-11-24T10:00:00.000+07:00",
-    }  # fmt: skip
-    return {
-        "deviceId": "ffffffffceb0b1db0000018e937c815b", "event": "sms:received", "id": "Ey6ECgOk",
-        "payload": default | payload, "webhookId": "LreFUt-Z3sSq0JufY9uWB",
-    }  # fmt: skip
-
-
-def signed(body, secret=PHONE_SECRET, timestamp="1732435200"):
-    data = json.dumps(body).encode()
-    signature = hmac.new(secret.encode(), data + timestamp.encode(), hashlib.sha256).hexdigest()
-    headers = {"X-Signature": signature, "X-Timestamp": timestamp}
-    return {"data": data, "headers": headers, "content_type": "application/json"}
-
-
-def test_android_sms_gateway_is_signed_and_deduplicated_on_the_envelope(gateway, app):
-    phone = gateway("android-sms-gateway", secret=PHONE_SECRET)
-    for _ in range(2):
-        assert phone.send(**signed(envelope())).status_code == 200
-    assert phone.stored() == [(NUMBER, TEXTS[1])]
-    assert refused(phone.send(**signed(envelope(), secret="another")), 401, "signature")
-    assert refused(phone.send(json=envelope()), 401, "signature")
-    for header in ("X-Signature", "X-Timestamp"):  # both are looked at
-        for wrong in ("1732435201", "é"):
-            sent = signed(envelope())
-            sent["headers"][header] = wrong
-            assert refused(phone.send(**sent), 401, "signature")
-    sent = signed(envelope(), timestamp="")
-    del sent["headers"]["X-Timestamp"]
-    assert phone.send(**sent).status_code == 200
-    with app.app_context():
-        assert db.session.scalar(select(Message.received_at)).isoformat() == (
-            "2026-11-24T03:00:00+00:00"
-        )
-
-
-@pytest.mark.parametrize("recipient", [None, "", NUMBER[1:], "Unknown", f"+{NUMBER}"])
-@on_sqlite
-def test_android_sms_gateway_with_a_phone_that_does_not_know_its_number(gateway, recipient):
-    phone = gateway("android-sms-gateway", number=NUMBER)
-    assert phone.send(json=envelope(recipient=recipient)).status_code == 200
-    assert phone.stored() == [(NUMBER, TEXTS[1])]
-
-
-@on_sqlite
-def test_android_sms_gateway_takes_any_form_of_its_number_where_it_has_no_other(gateway):
-    phone = gateway("android-sms-gateway")
-    assert phone.send(json=envelope(recipient=NUMBER)).status_code == 200
-    assert phone.stored() == [(NUMBER, TEXTS[1])]
-    assert refused(phone.send(json=envelope(recipient="")), 400, "--number")
-
-
-@on_sqlite
-def test_android_sms_gateway_with_two_sims(gateway):
-    """What the phone says in international form is what it means."""
-    phone = gateway("android-sms-gateway", number="447400849540")
-    assert phone.send(json=envelope(recipient=f"+{NUMBER}")).status_code == 200
-    assert phone.stored() == [(NUMBER, TEXTS[1])]
-
-
-@on_sqlite
-def test_android_sms_gateway_malformed(gateway):
-    phone = gateway("android-sms-gateway")
-    assert refused(phone.send(json=envelope(recipient=None)), 400, "--number")
-    assert refused(phone.send(json=envelope() | {"event": "sms:sent"}), 400, "event")
-    assert refused(phone.send(json=envelope() | {"payload": []}), 400, "payload")
-    assert refused(phone.send(json=envelope(message=None)), 400, "sms_text")
-    assert refused(phone.send(data=b"[", content_type="application/json"), 400, "JSON")
-    assert phone.stored() == []
+# --- JSON ---------------------------------------------------------------------------------
 
 
 @on_sqlite
@@ -607,7 +532,7 @@ SUCCESS = {
     "kannel": ({"query": KANNEL, "content_type": "text/plain"}, "data"),
     "jasmin": ({"data": jasmin_form("x", "0", "ascii")}, "content"),
     "twilio": ({"data": TWILIO_FORM}, "Body"),
-    "android-sms-gateway": ({"json": envelope()}, "message"),
+    "android-sms-gateway": ({"json": android_envelope()}, "message"),
 }
 
 
@@ -655,13 +580,17 @@ def test_json_counts_as_json_without_a_content_type(gateway, format):
     sender = gateway(format)
     data = {"phone_number": NUMBER, "sms_text": TEXTS[1]}
     body = {
-        "android-sms-gateway": envelope(), "main-server": {"event": "otp_received", "data": data},
-        "generic": data,
+        "android-sms-gateway": android_envelope(message=TEXTS[1]), "generic": data,
+        "main-server": {"event": "otp_received", "data": data},
     }[format]  # fmt: skip
-    # What is no JSON by its name is a form to generic
-    types = ["application/vnd.x+json", "application/json; charset=utf-8"]
-    types += [] if format == "generic" else [None, "text/plain"]
-    for mime in types:
+    form = "application/x-www-form-urlencoded"
+    for mime in (
+        "application/vnd.x+json",
+        "application/json; charset=utf-8",
+        None,
+        "text/plain",
+        form,
+    ):
         assert sender.send(data=json.dumps(body), content_type=mime).status_code == 200
     assert sender.stored() == [(NUMBER, TEXTS[1])]
 
@@ -672,7 +601,7 @@ def test_only_the_methods_that_a_gateway_uses_take_an_sms(client, add_provider, 
     """Of None the system key, which is the main server's. The others are told what they may use."""
     path = add_provider(format) if format else f"/api/ingest/{SYSTEM_KEY}"
     path += KANNEL + "&text=code+123456&content=code+123456"
-    gets = format in ("kannel", "jasmin")
+    gets = format in ("kannel", "jasmin", "generic")
     for method in ("HEAD", "PUT", "DELETE", "PATCH") + (() if gets else ("GET",)):
         answer = client.open(path, method=method)
         assert answer.status_code == 405

@@ -37,12 +37,12 @@ class Gateway(NamedTuple):
     was one; it raises BadRequest or InvalidSignature.
 
     `answer` is what the gateway accepts as success (None: our own JSON); `setup` tells the operator
-    how to configure it, with URL for the ingest URL; `heeds` names the Options that `parse` uses;
+    how to configure it, with URL for the ingest URL; `heeds` names the Options that are used;
     `check_secret` raises ValueError, a sentence, for a secret that cannot be one.
     """
 
     parse: Callable[[Request, Options], Sms | list[Sms]]
-    setup: str
+    setup: str | Callable[[Options], str]
     answer: tuple[str, str] | None = None  # body, content type
     get: bool = False  # whether GET is also accepted
     heeds: frozenset[str] = frozenset()
@@ -65,12 +65,20 @@ def decode(data: bytes, charset: str) -> str:
         raise BadRequest("Unknown charset") from e
 
 
+def json_value(request: Request) -> Any:
+    """The body, read as JSON whatever its content type; None if it is no JSON.
+
+    Gateways that fill templates leave line breaks in strings, which RFC 8259, 7, forbids.
+    """
+    try:
+        return json.loads(forms.json_text(request), strict=False)
+    except (ValueError, RecursionError):
+        return None
+
+
 def json_object(request: Request) -> dict[str, Any]:
     """The body, read as JSON whatever its content type; raises BadRequest."""
-    try:
-        body = json.loads(forms.json_text(request))
-    except (ValueError, RecursionError):
-        body = None
+    body = json_value(request)
     if not isinstance(body, dict):
         raise BadRequest("The body must be a JSON object")
     return body
