@@ -7,9 +7,11 @@ from datetime import timedelta
 
 import pytest
 
+from service.database.columns import utcnow
+from service.database.models import Message
 from tests.databases import on_sqlite
 from tests.fixtures import NUMBER, android_envelope
-from tests.records import messages
+from tests.records import change, messages
 
 SECRET = "signing-key"
 # Of another SIM
@@ -149,6 +151,9 @@ def test_without_its_id_or_its_time_the_text_names_it(app, phone, missing):
     for text in ("code 1234", "code 1234", "code 5678"):
         assert send(android_envelope(message=text, **{missing: None})).status_code == 200
     assert len(messages(app)) == 2
+    change(app, Message, 1, created_at=utcnow() - timedelta(minutes=11))
+    assert send(android_envelope(message="code 1234", **{missing: None})).status_code == 200
+    assert len(messages(app)) == 3
 
 
 def test_a_time_that_cannot_be_read_still_names_it(app, phone):

@@ -25,6 +25,8 @@ NAMES = {
     "sender": ("sender", "from"),
     "sim": ("sim", "simNumber", "sim_number"),
 }
+# Further out, these are an event's or a batch's
+OWN = ("sms_text", "message_id", "otp_code")
 # In Options.fields, the path of the list of SMS
 LIST = "sms"
 FIELDS = (*NAMES, LIST)
@@ -41,8 +43,8 @@ SAMPLES = {
 def parse(request: Request, options: Options) -> Sms | list[Sms]:
     """JSON (an object, or a list of them), a form or the query string.
 
-    A field is where Options.fields says, else it has one of its NAMES beside the text, or in what
-    the text lies in. What the body does not tell may be in the query string.
+    A field is where Options.fields says, in the SMS or in the body; else it has one of its NAMES
+    beside the text, or in what the text lies in. What is not there may be in the query string.
     """
     body = _body(request)
     found = walk(body, options.fields[LIST])[1] if LIST in options.fields else body
@@ -77,7 +79,7 @@ def _body(request: Request) -> Any:
     body = json_value(request)
     if isinstance(body, dict | list):
         return body
-    if request.is_json:
+    if request.is_json and request.get_data():
         raise BadRequest("The body must be a JSON object, or a list of them")
     return forms.form(request).to_dict()
 
@@ -91,10 +93,10 @@ def _fields(
     fields: dict[str, Any] = {}
     for name, aliases in NAMES.items():
         if name in paths:
-            values = [walk(holder, paths[name])[1] for holder in (item, body, query)]
+            holders = [item, query] if name in OWN else [item, body, query]
+            values = [walk(holder, paths[name])[1] for holder in holders]
         else:
-            # An id further out is that of an event or of a batch
-            holders = [beside, *reversed(outside if name != "message_id" else [])]
+            holders = [beside] if name in OWN else [beside, *reversed(outside)]
             values = [holder.get(alias) for holder in holders for alias in aliases]
         values += [query.get(alias) for alias in aliases]
         fields |= next(({name: value} for value in values if _is_told(name, value)), {})
