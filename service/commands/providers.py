@@ -108,9 +108,9 @@ def _check(name: str, format_: str, given: Mapping[str, Any]) -> None:
     if secret is None:
         return
     try:
+        FORMATS[format_].check_secret(secret)
         if not secret.strip() or len(secret) > MAX_SECRET:
             raise ValueError(f"must be 1 to {MAX_SECRET} characters")
-        FORMATS[format_].check_secret(secret)
     except ValueError as e:
         raise click.BadParameter(str(e), param_hint="--secret") from e
 
