@@ -85,8 +85,17 @@ def _wait_for(query: Select[Any], user: User, bell: Bell, seconds: float) -> Seq
             give_up = time.monotonic() + seconds
             while may_wait and not rows and (rest := give_up - time.monotonic()) > 0:
                 waiters().wait(bell, rest)
+                if not _may_call(user.id):
+                    return []
                 rows = _read(query)
     return rows
+
+
+def _may_call(user_id: int) -> bool:
+    """Whether the user is still active and approved."""
+    may_call = db.session.scalar(select(User.active & User.approved).where(User.id == user_id))
+    release()
+    return bool(may_call)
 
 
 def _read(query: Select[Any]) -> Sequence[Message]:

@@ -11,7 +11,7 @@ from flask import Flask, current_app
 from sqlalchemy import func, select
 
 from service.database.engine import db
-from service.database.models import Message
+from service.database.models import Message, User
 from service.logs import event
 
 POLL_SECONDS = 0.5
@@ -63,6 +63,12 @@ class Waiters:
             for bell in self._bells.get(user_id, ()):
                 bell.ring_for(id, digits)
 
+    def end(self, user_id: int) -> None:
+        """Ring all bells of a user who has been deactivated, so that their calls end."""
+        with self._lock:
+            for bell in self._bells.get(user_id, ()):
+                bell.rung.set()
+
     def wait(self, bell: Bell, seconds: float) -> None:
         """Wait until `bell`, which must be hanging, is rung, for `seconds` at most."""
         with self._lock:
@@ -90,14 +96,21 @@ class Waiters:
                 has_failed = True
 
     def _poll(self, newest: int | None) -> int | None:
-        """Tell of all SMS since MARGIN ids before `newest`; returns the newest id, if any."""
+        """Tell of all SMS since MARGIN ids before `newest`, and of users who were deactivated.
+
+        Returns the newest id, if any.
+        """
         with self._app.app_context():  # which ends with the connection released
             if newest is None:
                 newest = db.session.scalar(select(func.max(Message.id))) or 0
             recent = select(Message.user_id, Message.id, Message.digits)
             rows = db.session.execute(recent.where(Message.id > newest - MARGIN)).all()
+            is_waiting, may_call = User.id.in_(list(self._bells)), User.active & User.approved
+            ended = db.session.scalars(select(User.id).where(is_waiting, ~may_call)).all()
         for row in rows:
             self.tell(*row)
+        for user_id in ended:
+            self.end(user_id)
         # Without rows the newest is gone, unless there was none
         return max((row.id for row in rows), default=newest and None)
 

@@ -497,6 +497,24 @@ def test_a_watcher_that_is_gone_is_replaced(app, elsewhere, make_user, assign, s
     assert calls.answered(call) == [sent]
 
 
+@pytest.mark.parametrize("column", ["active", "approved"])
+def test_a_wait_ends_when_its_user_is_deactivated(app, make_user, assign, sms, waiters, column):
+    """And nothing that comes in just then is shown."""
+    user, other = make_user(), make_user(name="Ben")
+    assign(user.id)
+    calls = waiters(app)
+    call, others = calls.call(user, wait=25), calls.call(other, wait=25)
+    assert calls.settle(call) and calls.settle(others)
+    change(app, User, user.id, **{column: False})
+    sms("code 123456")
+    until(lambda: call in calls.answers)
+    assert calls.answers[call] == []
+    assert calls.settle(others)
+    change(app, User, other.id, **{column: False})  # whom nobody tells of an SMS
+    calls.join()
+    assert calls.answers[others] == []
+
+
 def test_wait_ends_with_the_empty_list(app, make_user, waiters):
     calls = waiters(app)
     call = calls.call(make_user(), wait=1)

@@ -1,6 +1,7 @@
 """The JSON API: init, get_number, ingest, what users read back, and errors as JSON."""
 
 import logging
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -102,7 +103,9 @@ def ingest(key: str | None = None) -> dict[str, Any] | Response:
     parsed = gateway.parse(request, source.options)
     data: Any
     if isinstance(parsed, list):
-        data = [parts.ingest(sms, source) for sms in parsed]
+        # Once one receiver's time has passed, the rest is left to the worker
+        until = time.monotonic() + current_app.config["WEBHOOK_TIMEOUT"]
+        data = [parts.ingest(sms, source, time.monotonic() > until) for sms in parsed]
     else:
         data = parts.ingest(parsed, source)
     answer = ("", "text/plain") if source.options.reply == "empty" else gateway.answer

@@ -47,14 +47,15 @@ class _Kept(Enum):
     IS_OF_ANOTHER = auto()  # another SMS with its reference waits: references start again
 
 
-def ingest(sms: Sms, source: providers.Source) -> dict[str, Any]:
+def ingest(sms: Sms, source: providers.Source, by_worker: bool = False) -> dict[str, Any]:
     """As ingestion.ingest(); but a part is stored until it has waited for all the others.
 
     A part is committed before it is answered. The last one's call, or that of its repeat, joins
     them: the SMS is stored in the transaction that takes the parts away, so there is one of it.
     """
     if sms.part is None or not 1 <= sms.part.number <= sms.part.total or sms.part.total == 1:
-        return ingestion.ingest(sms._replace(sms_text=mended(sms.sms_text), part=None), source)
+        whole = sms._replace(sms_text=mended(sms.sms_text), part=None)
+        return ingestion.ingest(whole, source, by_worker=by_worker)
     sweep()
     key = _key(sms, source.id)
     while (kept := _keep_once(key, sms, source.id)) is _Kept.IS_OF_ANOTHER:
@@ -62,7 +63,7 @@ def ingest(sms: Sms, source: providers.Source) -> dict[str, Any]:
     event("sms_part", number=sms.part.number, total=sms.part.total, kept=kept.name.lower())
     waiting = _waiting(key)
     if kept is _Kept.WAITS and len(waiting) == sms.part.total:
-        return _store(key, source, waiting) or WAITING
+        return _store(key, source, waiting, by_worker) or WAITING
     return WAITING | {"duplicate": kept is _Kept.IS_REPEATED}
 
 

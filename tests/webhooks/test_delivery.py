@@ -713,6 +713,21 @@ def test_the_try_ends_before_the_gateway_gives_up_and_the_worker_goes_on(
 
 
 @on_sqlite
+def test_of_a_list_of_sms_the_worker_delivers_what_would_take_too_long(make_app, world):
+    """A list may hold thousands, and its gateway waits for one answer."""
+    app = make_app(WEBHOOK_TIMEOUT=0.3)
+    with holding() as (_, url):
+        world.change(User, webhook_url=url)
+        sms = [SMS | {"id": n} for n in range(3)]
+        answer = app.test_client().post(world.ingest, json=sms)
+    assert [data["webhook"] for data in answer.json["data"]] == ["pending"] * 3
+    assert [(row.attempts, row.lease) for row in world.rows()] == [(1, None), (0, None), (0, None)]
+    world.change(User, webhook_url=world.receiver.url)
+    world.make_due()
+    assert sorted(world.work()) == ["delivered"] * 3
+
+
+@on_sqlite
 def test_without_time_for_a_try_the_worker_has_it_at_once(world, monkeypatch):
     impatient = FORMATS["generic"]._replace(patience=0.9)
     monkeypatch.setitem(FORMATS, "generic", impatient)
