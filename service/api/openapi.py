@@ -1,6 +1,6 @@
 """The API's description: /openapi.json, and what /docs shows."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -57,7 +57,8 @@ PHONE: dict[str, Any] = {
     ]
 }
 TEXT: dict[str, Any] = {"type": ["string", "integer"]}
-ID: dict[str, Any] = {"type": ["string", "integer", "null"]}
+# An optional field is of any type: what cannot be read counts as not given
+ID: dict[str, Any] = {}
 SMS: dict[str, Any] = {
     "type": "object",
     "description": "The `generic` format; other gateways send their own. `phone_number` is another"
@@ -226,6 +227,17 @@ ENDPOINTS = [
 ]
 
 
+# Not on /docs, where the gateways' own configuration is shown
+INGEST_BY_GET = replace(
+    next(endpoint for endpoint in ENDPOINTS if endpoint.name == "ingest"),
+    name="ingest_by_get",
+    summary="The same, for gateways that can only GET.",
+    method="get",
+    query=(schemas.IngestQuery,),
+    body=None,
+)
+
+
 @cache
 def document() -> dict[str, Any]:
     """The OpenAPI 3.1 document, as a dict; `x-failures` lists each error of a call."""
@@ -240,7 +252,7 @@ def document() -> dict[str, Any]:
     spec.components.security_scheme("bearer", {"type": "http", "scheme": "bearer"})
     api_key = {"type": "apiKey", "in": "header", "name": "X-API-Key"}
     spec.components.security_scheme("header", api_key)
-    for endpoint in ENDPOINTS:
+    for endpoint in (*ENDPOINTS, INGEST_BY_GET):
         operation = _operation(endpoint, converter)
         schemes: list[dict[str, Any]] = [{"bearer": []}, {"header": []}]
         headers = {"security": schemes} if endpoint.key else {}
@@ -256,7 +268,9 @@ def _operation(endpoint: Endpoint, converter: Any) -> dict[str, Any]:
     for schema in endpoint.query:
         parameters += converter.schema2parameters(schema(), location="query")
     # An empty parameter counts as missing
-    parameters = [p | {"allowEmptyValue": True} if p["in"] == "query" else p for p in parameters]
+    for parameter in parameters:
+        if parameter["in"] == "query" and not parameter.get("required"):
+            parameter["allowEmptyValue"] = True
     answer = _object(status={"const": "success"}, data=endpoint.answer)
     operation = {
         "operationId": endpoint.name,

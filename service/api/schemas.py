@@ -3,7 +3,7 @@
 from marshmallow import Schema, fields, validate
 
 from service.database.models import NO_WEBHOOK, DeliveryState
-from service.fields import MAX_ROW_ID, Digits, Moment, Phone, Query
+from service.fields import MAX_ROW_ID, Digits, Moment, Phone, Query, Text
 from service.numbers.formats import NumberFormat
 
 
@@ -91,6 +91,14 @@ class AssignedSchema(Schema):
     id = fields.Integer()
     country_id = fields.Integer()
     operator_id = fields.Integer(allow_none=True)
+
+
+class IngestQuery(Query):
+    """The query of GET /api/ingest, as the `generic` format has it; see openapi.SMS."""
+
+    to = Phone(required=True)
+    text = Text(required=True)
+    id = Text()
 
 
 class IngestedSchema(Schema):

@@ -475,7 +475,7 @@ def test_plivo_version_2_counts_where_no_version_3_was_sent(gateway):
     for header in ("X-Plivo-Signature-V2", "X-Plivo-Signature-Ma-V2"):
         headers = {header: mac, "X-Plivo-Signature-V2-Nonce": nonce}
         assert gw.send("?a=1", data=params, headers=headers).status_code == 200
-        assert is_refused(gw.send(data=params, headers=headers | {header: mac[:-2] + "A="}))
+        assert is_refused(gw.send(data=params, headers=headers | {header: mac.swapcase()}))
         assert is_refused(gw.send(data=params, headers={header: mac}))
         for wrong in ("X-Plivo-Signature-V3", "X-Plivo-Signature-Ma-V3"):
             assert is_refused(gw.send(data=params, headers=headers | {wrong: "AAAA"}))
