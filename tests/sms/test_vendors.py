@@ -105,8 +105,8 @@ def test_telnyx_signs_what_is_stored(gateway, text, age):
     gw, sent = gateway("telnyx", PUBLIC_KEY), telnyx(telnyx_event(text=text), age)
     assert telnyx_verifies(sent)
     assert gw.send(**sent).status_code == 200
+    # Its webhook, for which Telnyx's patience leaves 1.5 s, may be the worker's on a slow machine
     assert gw.stored() == [(NUMBER, "+" + SENDER, text, CODE)]
-    assert len(gw.received) == 1
 
 
 def test_telnyx_other_signatures_are_refused(gateway):
