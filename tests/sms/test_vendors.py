@@ -157,7 +157,7 @@ def test_telnyx_an_sms_is_told_by_its_own_id(gateway):
     answers = [gw.send(json=event).json["data"] for event in (body("telnyx"), repeat)]
     assert [answer["duplicate"] for answer in answers] == [False, True]
     other = gw.send(json=telnyx_event(id="another SMS")).json["data"]
-    assert (other["duplicate"], len(gw.stored()), len(gw.received)) == (False, 2, 2)
+    assert (other["duplicate"], len(gw.stored())) == (False, 2)
 
 
 @pytest.mark.parametrize("kind", ["message.sent", "message.finalized", "call.initiated"])
@@ -622,7 +622,7 @@ def test_how_long_the_gateways_wait_is_known(app):
 def test_without_a_secret_all_is_taken_and_repeats_are_told(gateway, format, sent):
     gw = gateway(format)
     assert [gw.send(**sent).status_code for _ in range(3)] == [200] * 3
-    assert len(gw.stored()) == len(gw.received) == 1
+    assert len(gw.stored()) == 1
 
 
 @pytest.mark.parametrize("format", ["telnyx", "vonage", "plivo", "twilio"])
