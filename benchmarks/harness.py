@@ -20,6 +20,7 @@ from service.database.models import PhoneNumber, Provider, User
 from service.database.writing import transact
 from service.keys import seal, sha256
 from tests.mariadb import MariaDB, free_port
+from tests.processes import children
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -68,8 +69,7 @@ class Process:
         time.sleep(1)  # until they serve
 
     def workers(self):
-        path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        return [int(pid) for pid in path.read_text().split()]
+        return children(self.process)
 
     def cpu_seconds(self):
         """CPU time used so far, that of ended workers included."""

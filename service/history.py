@@ -93,7 +93,7 @@ def _wait_for(query: Select[Any], user: User, bell: Bell, seconds: float) -> Seq
 
 def _may_call(user_id: int) -> bool:
     """Whether the user is still active and approved."""
-    may_call = db.session.scalar(select(User.active & User.approved).where(User.id == user_id))
+    may_call = db.session.scalar(select(User.may_call).where(User.id == user_id))
     release()
     return bool(may_call)
 

@@ -15,8 +15,6 @@ from service.errors import TooManyTries
 SHARES = {"main_server": 0.3, "receivers": 0.15, "waiters": 0.45}
 # ... and how many may be waited for until they have sent their request
 SLOW_CLIENTS = 0.1
-
-
 # How many of the calls that ask the main server run at once, before they ask and after: hundreds of
 # them often come back at the same moment, and all others' calls would queue behind them
 RUNNING_BEFORE, RUNNING_AFTER = 4, 2

@@ -105,8 +105,8 @@ class Waiters:
                 newest = db.session.scalar(select(func.max(Message.id))) or 0
             recent = select(Message.user_id, Message.id, Message.digits)
             rows = db.session.execute(recent.where(Message.id > newest - MARGIN)).all()
-            is_waiting, may_call = User.id.in_(list(self._bells)), User.active & User.approved
-            ended = db.session.scalars(select(User.id).where(is_waiting, ~may_call)).all()
+            is_waiting = User.id.in_(list(self._bells))
+            ended = db.session.scalars(select(User.id).where(is_waiting, ~User.may_call)).all()
         for row in rows:
             self.tell(*row)
         for user_id in ended:

@@ -24,6 +24,20 @@ def in_background(call):
 
 
 @contextlib.contextmanager
+def listening(app, **listeners):
+    """Let the listeners (by event) hear of what the database is asked, while the block runs."""
+    with app.app_context():
+        engine = db.engine
+    for name, listener in listeners.items():
+        event.listen(engine, name, listener)
+    try:
+        yield
+    finally:
+        for name, listener in listeners.items():
+            event.remove(engine, name, listener)
+
+
+@contextlib.contextmanager
 def statements(app, part):
     """Gives a function that waits until so many more SQL statements with `part` have begun."""
     begun = threading.Semaphore(0)
@@ -36,13 +50,8 @@ def statements(app, part):
         for _ in range(n):
             assert begun.acquire(timeout=60)
 
-    with app.app_context():
-        engine = db.engine
-    event.listen(engine, "before_cursor_execute", note)
-    try:
+    with listening(app, before_cursor_execute=note):
         yield wait
-    finally:
-        event.remove(engine, "before_cursor_execute", note)
 
 
 def answer(response):

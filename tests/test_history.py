@@ -20,6 +20,7 @@ from tests.conftest import SYSTEM_KEY
 from tests.databases import on_mariadb, on_sqlite
 from tests.fixtures import NUMBER
 from tests.forms import logged_in, post
+from tests.meanwhile import listening
 from tests.peers import until
 from tests.records import change
 
@@ -438,13 +439,8 @@ def polls_fail(app, error):
             failed.append(threading.current_thread())
             raise error
 
-    with app.app_context():
-        engine = db.engine
-    event.listen(engine, "before_cursor_execute", fail)
-    try:
+    with listening(app, before_cursor_execute=fail):
         yield failed
-    finally:
-        event.remove(engine, "before_cursor_execute", fail)
 
 
 NO_DISK = sqlite3.OperationalError("disk I/O error")

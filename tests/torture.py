@@ -38,6 +38,7 @@ from service.sandbox import create_sandbox
 from tests.conftest import SECRET_KEY
 from tests.mariadb import MariaDB, cluster, free_port
 from tests.peers import serving
+from tests.processes import children
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -74,13 +75,9 @@ class Service:
             stdout=self.log, stderr=self.log,
         )  # fmt: skip
 
-    def children(self, process):
-        path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        return [int(pid) for pid in path.read_text().split()]
-
     def kill_web_worker(self):
         """kill -9 of one of gunicorn's processes; gunicorn starts another."""
-        workers = self.children(random.choice(self.processes[::2]))
+        workers = children(random.choice(self.processes[::2]))
         with contextlib.suppress(ProcessLookupError, IndexError):
             os.kill(random.choice(workers), signal.SIGKILL)
 
@@ -93,7 +90,7 @@ class Service:
 
     def _restart(self, n):
         process = self.processes[n]
-        for pid in [process.pid, *self.children(process)]:
+        for pid in [process.pid, *children(process)]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         process.wait()

@@ -4,6 +4,7 @@ from datetime import date, datetime
 from enum import StrEnum
 
 from sqlalchemy import Date, ForeignKey, Index, String, Text, UniqueConstraint
+from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from service.database.columns import ASCII, ID, LONG_BYTES, LONG_TEXT, UTCDateTime, utcnow
@@ -121,9 +122,9 @@ class User(Base):
     webhook_disabled_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
 
-    @property
+    @hybrid_property
     def may_call(self) -> bool:
-        return self.active and self.approved
+        return self.active & self.approved
 
 
 class Provider(Base):

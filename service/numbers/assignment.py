@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -48,26 +49,32 @@ def get_number(
     concurrent call nor a crash can bypass them; no transaction is open while the main
     server is asked. Raises the errors of GET /api/get-number.
     """
+    needs_code = number_format == NumberFormat.NATIONAL
+    with _place(user):
+        row = reserve(user, country_id, operator_id, idempotency_key)
+        if row.state != NumberState.ASSIGNED:
+            return _ask(user, row, needs_code, idempotency_key)
+        if row.phone_code or not needs_code:
+            return Assigned(row, row.phone_code)
+        with limits.gate().outside():
+            codes = phone_codes_of(row.country_id)
+        return Assigned(row, code_in(row.digits or "", codes))
+
+
+@contextlib.contextmanager
+def _place(user: User) -> Iterator[None]:
+    """Hold a place among those who wait for the main server; raises NumbersBusy, or
+    DailyLimitReached, since coming back would not help then."""
     with limits.share("main_server").take(user.id) as has_place:
         if not has_place:
-            check_limit(user)  # first, since coming back would not help
+            check_limit(user)
             raise NumbersBusy
-        return _get_number(user, country_id, operator_id, number_format, idempotency_key)
+        yield
 
 
-def _get_number(
-    user: User,
-    country_id: int,
-    operator_id: int | None,
-    number_format: str,
-    idempotency_key: str | None,
-) -> Assigned:
-    row = reserve(user, country_id, operator_id, idempotency_key)
-    needs_code = number_format == NumberFormat.NATIONAL
-    if row.state == NumberState.ASSIGNED:
-        with limits.gate().outside():
-            codes = phone_codes_of(row.country_id) if needs_code and not row.phone_code else []
-        return Assigned(row, row.phone_code or code_in(row.digits or "", codes))
+def _ask(user: User, row: PhoneNumber, needs_code: bool, idempotency_key: str | None) -> Assigned:
+    """Ask the main server for the number of a reserved row, and record it."""
+    country_id, operator_id = row.country_id, row.operator_id
     fields = {"request": row.id, "user_id": user.id, "country_id": country_id}
     try:
         with limits.gate().outside():

@@ -6,14 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import event
 
 from service.database.columns import utcnow
-from service.database.engine import db
 from service.database.models import Attempt, Result, Trigger, User
 from service.webhooks import attempt, pace, worker
 from tests.databases import on_sqlite
 from tests.forms import Clock
+from tests.meanwhile import listening
 from tests.world import PATIENCE, Held, holding, new_world, receiving, stop_worker, wait_for
 
 world = pytest.fixture(new_world, name="world")
@@ -181,7 +180,6 @@ def test_more_than_half_that_become_slow_at_the_same_time_keep_no_fast_one_waiti
 # --- what the worker asks the database ----------------------------------------------------
 
 
-@contextlib.contextmanager
 def asked(app, before, after):
     """Make these calls before and after each query for the users whose deliveries are due."""
 
@@ -192,16 +190,7 @@ def asked(app, before, after):
 
         return listen
 
-    with app.app_context():
-        engine = db.engine
-    listeners = {"before_cursor_execute": around(before), "after_cursor_execute": around(after)}
-    for name, listener in listeners.items():
-        event.listen(engine, name, listener)
-    try:
-        yield
-    finally:
-        for name, listener in listeners.items():
-            event.remove(engine, name, listener)
+    return listening(app, before_cursor_execute=around(before), after_cursor_execute=around(after))
 
 
 @pytest.mark.parametrize(("threads", "due", "expected"), [(64, 0, 1), (1, 3, 4)])
@@ -270,6 +259,16 @@ def is_skipped(world, app=None):
     return True
 
 
+@contextlib.contextmanager
+def slow_five_times(world, clock):
+    """The user's receiver was slow five times; gives its calls and its URL."""
+    with taking(clock, 4) as (calls, url):
+        world.change(User, webhook_url=url)
+        for _ in range(5):
+            world.sms()
+        yield calls, url
+
+
 @on_sqlite
 def test_after_five_slow_attempts_sms_do_not_wait_for_the_receiver(make_app, world, clock, flask):
     """A worker does, and who redelivers by hand; nothing of it is a failure."""
@@ -301,10 +300,7 @@ def test_an_attempt_that_is_fast_begins_the_count_again(world, clock):
 
 @on_sqlite
 def test_one_sms_probes_after_30_seconds_which_double_up_to_15_minutes(world, clock):
-    with taking(clock, 4) as (calls, url):
-        world.change(User, webhook_url=url)
-        for _ in range(5):
-            world.sms()
+    with slow_five_times(world, clock) as (calls, _):
         for seconds in (30, 60, 120, 240, 480, 900, 900):
             clock.now += seconds - 0.1
             assert is_skipped(world)
@@ -361,10 +357,7 @@ def test_one_of_several_sms_probes_and_a_fast_answer_ends_it(make_app, world, cl
 
 @on_sqlite
 def test_what_a_url_did_is_not_held_against_the_next(world, clock):
-    with taking(clock, 4) as (_, url):
-        world.change(User, webhook_url=url)
-        for _ in range(5):
-            world.sms()
+    with slow_five_times(world, clock) as (_, url):
         assert is_skipped(world)
         # ... though that one is slow, too
         world.change(User, webhook_url=f"{url}?next")
@@ -374,12 +367,8 @@ def test_what_a_url_did_is_not_held_against_the_next(world, clock):
 @on_sqlite
 def test_what_is_known_of_endpoints_is_bounded(world, clock, monkeypatch, make_user, assign):
     monkeypatch.setattr(pace.Pace, "MAX_USERS", 1)
-    with taking(clock, 4) as (_, url):
-        other = make_user(name="Ben", webhook_url=url)
-        assign(other.id, "12025550999")
-        world.change(User, webhook_url=url)
-        for _ in range(5):
-            world.sms()
+    with slow_five_times(world, clock) as (_, url):
+        assign(make_user(name="Ben", webhook_url=url).id, "12025550999")
         assert is_skipped(world)
         world.sms(phone_number="+12025550999")
         assert not is_skipped(world)
