@@ -1,9 +1,16 @@
 """The limits of a process."""
 
+import contextlib
+import itertools
 import threading
+import time
 from collections import Counter
 
+from gevent import socket as gevent_socket
+from gevent.pool import Pool
+
 from service.limits import Gate
+from service.web_worker import WebWorker
 from tests.peers import until
 
 
@@ -74,3 +81,20 @@ def test_an_error_outside_gives_the_place_back():
             pass
     with gate.inside():
         pass
+
+
+def test_whose_request_has_arrived_is_not_sent_away():
+    """In a crowd it may be unread for a while: the next one that has sent nothing goes."""
+    worker, now = WebWorker.__new__(WebWorker), time.monotonic()
+    worker.worker_connections, worker.pool, worker.resting = 10, Pool(10), {}
+    with contextlib.ExitStack() as stack:
+        pairs = [gevent_socket.socketpair() for _ in range(3)]
+        for sock in itertools.chain(*pairs):
+            stack.callback(sock.close)
+        (arrived, sender), (silent, _), (recent, _) = pairs
+        sender.sendall(b"G")
+        worker.owing = {arrived: now - 9, silent: now - 8, recent: now + 9}
+        for left in ([arrived, recent], [arrived, recent]):  # the last one is not slow yet
+            worker.make_room()
+            assert list(worker.owing) == left
+        assert silent.recv(1) == b""

@@ -86,7 +86,7 @@ def answer(sock):
 
 def test_who_sends_on_a_kept_connection_during_the_stop_is_answered(gunicorn, connect):
     """And whoever does not, on theirs, does not hold up the stop."""
-    process, url = gunicorn("--keep-alive", "1000")
+    process, url = gunicorn("--keep-alive", "1000", "--graceful-timeout", "1000")
     asking, silent = connect(url, get("/api/none")), connect(url, get("/api/none"))
     assert [answer(sock)[0][:3] for sock in (asking, silent)] == ["404", "404"]
     with told_to_stop_meanwhile(process):
