@@ -1,4 +1,4 @@
-"""Creating users, and rotating their keys."""
+"""Creating users, rotating their keys, and ending their browser sessions."""
 
 from service.database.models import User
 from service.database.writing import Transaction
@@ -17,10 +17,21 @@ def create(
     return user, key, secret
 
 
+def set_key(user: User, key_hash: str) -> None:
+    """Replace the key of a user of a transaction; the old key and the sessions end."""
+    user.key_hash = key_hash
+    end_sessions(user)
+
+
 def replace_key(tx: Transaction, user_id: int, old: str, key_hash: str) -> bool:
     """Replace the key hash whose SHA-256 is `old`; returns whether `key_hash` is in force, also if
     the same replacement was made before."""
     user = tx.lock_user(user_id)
     if sha256(user.key_hash) == old:
-        user.key_hash = key_hash
+        set_key(user, key_hash)
     return user.key_hash == key_hash
+
+
+def end_sessions(user: User) -> None:
+    """End every browser session of a user of a transaction; none of them can come back."""
+    user.session_version += 1

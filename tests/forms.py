@@ -42,8 +42,8 @@ class Clock:
         monkeypatch.setattr(time, "monotonic", lambda: self.now)
 
 
-def offered(client, what):
-    """(what the page shows, the form that puts it in force)"""
-    page = client.get(f"/profile/{what}").text
+def offered(client, what, key):
+    """(what the page shows, the form that puts it in force); `key` is the current one"""
+    page = post(client, f"/profile/{what}", api_key=key).text
     shown = re.search(r'class="secret">([^<]+)<', page)[1]
     return shown, {"offer": re.search(r'name="offer" value="([^"]+)"', page)[1]}

@@ -74,6 +74,8 @@ def apply(
         user.active = active
     if approved is not None:
         user.approved = approved
+    if not user.may_call:
+        records.end_sessions(user)
 
 
 def user_row(user: User) -> dict[str, Any]:
@@ -138,7 +140,7 @@ def users_rotate_key(user_id: str, as_json: bool) -> None:
 
 def _set_key(tx: Transaction, user_id: str, key_hash: str) -> int:
     user = find_user(tx, user_id)
-    user.key_hash = key_hash
+    records.set_key(user, key_hash)
     return user.id
 
 

@@ -120,11 +120,23 @@ class User(Base):
     webhook_open_until: Mapped[datetime | None] = mapped_column(UTCDateTime)
     # The receiver answered 410 Gone; nothing is sent until the user sets the URL again
     webhook_disabled_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    # A browser session holds the version of its start, and ends when this one is raised
+    session_version: Mapped[int] = mapped_column(default=0, server_default="0")
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
 
     @hybrid_property
     def may_call(self) -> bool:
         return self.active & self.approved
+
+
+class EndedSession(Base):
+    """A browser session that was logged out, kept until it would have expired: a copy of its cookie
+    is worth nothing."""
+
+    __tablename__ = "ended_sessions"
+
+    id_hash: Mapped[str] = mapped_column(ASCII, primary_key=True)
+    ended_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow, index=True)
 
 
 class Provider(Base):

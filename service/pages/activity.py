@@ -7,7 +7,8 @@ from flask import redirect, render_template, request, session, url_for
 
 from service import history
 from service.database.models import NumberState, PhoneNumber, User
-from service.pages.blueprint import PAGE, asked, bp, logged_in
+from service.pages.blueprint import PAGE, ask_for_key, asked, bp, logged_in
+from service.pages.session import is_confirmed
 
 # The pages that hide codes and texts
 REVEALING = ("overview", "messages", "webhooks")
@@ -42,9 +43,15 @@ def messages(user: User) -> Any:
 @logged_in
 def reveal(user: User) -> Any:
     """Show or hide codes and texts in this session; no URL can do this."""
-    session["reveal"] = request.form.get("reveal") == "1"
+    wanted = request.form.get("reveal") == "1"
     page = request.form.get("page")
-    return redirect(url_for(f"profile.{page if page in REVEALING else 'overview'}"))
+    page = page if page in REVEALING else "overview"
+    if wanted and not is_confirmed():
+        asking = ask_for_key(user, "show codes and texts", reveal="1", page=page)
+        if asking:
+            return asking
+    session["reveal"] = wanted
+    return redirect(url_for(f"profile.{page}"))
 
 
 def _numbers(user: User, limit: int, before: int | None = None) -> Sequence[PhoneNumber]:

@@ -9,10 +9,11 @@ from flask import Blueprint, flash, redirect, render_template, request, session,
 from marshmallow import ValidationError
 from werkzeug.exceptions import HTTPException
 
-from service.errors import ApiError, NotFound
+from service.database.models import User
+from service.errors import ApiError, InvalidApiKey, NotFound, TooManyTries
 from service.fields import MAX_ROW_ID, Digits, Query
 from service.logs import event, request_id
-from service.pages.session import check_csrf, current_user, log_out
+from service.pages.session import check_csrf, confirm, current_user
 
 bp = Blueprint("profile", __name__)
 bp.before_request(check_csrf)
@@ -35,12 +36,26 @@ def logged_in(view: Callable[..., Any]) -> Callable[..., Any]:
         user = current_user()
         if user is None:
             if "user" in session:
-                log_out()
+                session.clear()
                 flash("You have been logged out.")
             return redirect(url_for("profile.login"))
         return view(user, **kwargs)
 
     return guarded
+
+
+def ask_for_key(user: User, purpose: str, **form: str) -> Any:
+    """None if the user's own API key came with this form; else the page that asks for it, and then
+    sends the fields of `form` again."""
+    shown: dict[str, Any] = {"purpose": purpose, "form": form, "user": user}
+    if request.method != "POST" or "api_key" not in request.form:
+        return render_template("confirm.html", **shown)
+    try:
+        confirm(user, request.form["api_key"].strip())
+    except (InvalidApiKey, TooManyTries) as e:
+        sentence = "This is not your API key." if e.status == 401 else e.message
+        return render_template("confirm.html", error=sentence, **shown), e.status, e.headers
+    return None
 
 
 def asked(name: str) -> int | None:

@@ -11,6 +11,7 @@ from markupsafe import Markup, escape
 from service.database.columns import utcnow
 from service.database.models import DeliveryState, Reason, Result
 from service.pages.blueprint import PAGE, bp
+from service.pages.session import is_confirmed
 
 # What the states of a delivery are called on the pages
 STATES = {state: str(state) for state in DeliveryState} | {DeliveryState.DEAD: "failed"}
@@ -73,7 +74,7 @@ def code(text: str) -> Markup:
 def template_globals() -> dict[str, Any]:
     return {
         "now": utcnow,
-        "revealed": lambda: session.get("reveal", False),
+        "revealed": lambda: session.get("reveal", False) and is_confirmed(),
         "page_size": PAGE,
         "state_names": STATES,
     }

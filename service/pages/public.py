@@ -33,10 +33,13 @@ def login() -> Any:
 
 @bp.route("/logout", methods=["GET", "POST"])
 def logout() -> Any:
-    """Log out; a GET asks first, since any site can make a browser follow a link."""
+    """Log out, here or everywhere; a GET asks first, since any site can make a browser follow a
+    link."""
+    user = current_user()
     if request.method != "POST":
-        return render_template("logout.html", user=current_user())
-    log_out()
+        return render_template("logout.html", user=user)
+    if user:
+        log_out(user, everywhere=request.form.get("everywhere") == "1")
     return redirect(url_for("profile.login"))
 
 

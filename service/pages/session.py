@@ -1,4 +1,4 @@
-"""Browser sessions: login with an API key, and protection against forged forms."""
+"""Browser sessions: how they begin with an API key and end, and protection against forged forms."""
 
 import hmac
 import logging
@@ -9,16 +9,22 @@ from ipaddress import IPv4Address, ip_address, ip_network
 
 from flask import Flask, current_app, request, session
 from flask.sessions import SecureCookieSessionInterface
+from sqlalchemy import delete, exists, select
 
 from service.auth import user_by_key
+from service.database.columns import utcnow
 from service.database.engine import db
-from service.database.models import User
+from service.database.models import EndedSession, User
+from service.database.writing import Transaction, transact
 from service.errors import FormExpired, InvalidApiKey
 from service.keys import sha256
 from service.limits import Throttle
 from service.logs import event
+from service.users import end_sessions
 
 LIFETIME = timedelta(hours=12)
+# Codes and texts are shown for so long after the key was given
+CONFIRMED_SECONDS = 900
 # Wrong keys from one address, in each process, before it has to wait
 MAX_FAILURES, FAILURE_SECONDS = 10, 300
 # Webhooks that one user sends by hand and URLs looked up for them, in each process, so that nobody
@@ -29,6 +35,11 @@ MAX_SENDS, SEND_SECONDS = 20, 60
 class _Sessions(SecureCookieSessionInterface):
     def get_cookie_secure(self, app: Flask) -> bool:
         return request.is_secure
+
+    def get_cookie_name(self, app: Flask) -> str:
+        # No other host of the domain, and no plain http page, can set a cookie of this prefix
+        # (RFC 6265bis, 4.1.3.2)
+        return "__Host-session" if request.is_secure else "session"
 
 
 def init_app(app: Flask) -> None:
@@ -41,26 +52,48 @@ def init_app(app: Flask) -> None:
 
 def log_in(key: str) -> None:
     """Begin the session of the user who holds `key`; raises InvalidApiKey or TooManyTries."""
-    logins, address = current_app.extensions["logins"], _address()
-    logins.check(address)
-    try:
-        user = user_by_key(key)
-    except InvalidApiKey:
-        event("login_failed", logging.WARNING, address=address)
-        logins.take(address)
-        raise
-    event("login", user_id=user.id, address=address)
+    user = _holder_of(key)
+    event("login", user_id=user.id, address=_address())
     begin(user)
 
 
 def begin(user: User) -> None:
-    """Start a new session, which ends when the user's key is rotated."""
+    """Start a new session of a user who has just given their key."""
+    now = int(time.time())
     session.clear()
-    session.update(user=user.id, stamp=_stamp(user), began=int(time.time()))
+    session.update(id=secrets.token_urlsafe(16), user=user.id, stamp=_stamp(user))
+    session.update(began=now, confirmed=now)
 
 
-def log_out() -> None:
+def confirm(user: User, key: str) -> None:
+    """Note that `user` has given their key; raises InvalidApiKey or TooManyTries."""
+    if _holder_of(key).id != user.id:
+        raise InvalidApiKey
+    session["confirmed"] = int(time.time())
+
+
+def is_confirmed() -> bool:
+    """Whether the user has given their key within CONFIRMED_SECONDS: a cookie that was copied
+    later shows no code."""
+    return bool(time.time() - session.get("confirmed", 0) < CONFIRMED_SECONDS)
+
+
+def log_out(user: User, everywhere: bool = False) -> None:
+    """End this session of the user, copies of its cookie included; `everywhere`: all of them."""
+    ended = _id_hash()
     session.clear()
+    transact(_end, user.id, None if everywhere else ended)
+    event("logout", user_id=user.id, address=_address(), everywhere=everywhere or None)
+
+
+def _end(tx: Transaction, user_id: int, id_hash: str | None) -> None:
+    """End one session, or all of the user."""
+    if id_hash is None:
+        end_sessions(tx.lock_user(user_id))
+        return
+    now = utcnow()
+    tx.upsert(EndedSession, {"id_hash": id_hash}, {"ended_at": now})
+    tx.execute(delete(EndedSession).where(EndedSession.ended_at < now - LIFETIME))
 
 
 def current_user() -> User | None:
@@ -68,7 +101,8 @@ def current_user() -> User | None:
     # The cookie's own timestamp is renewed whenever the session changes
     if time.time() - session.get("began", 0) > LIFETIME.total_seconds():
         return None
-    user = db.session.get(User, session["user"])
+    is_ended = exists().where(EndedSession.id_hash == _id_hash())
+    user = db.session.scalar(select(User).where(User.id == session["user"], ~is_ended))
     if user and user.may_call and hmac.compare_digest(session.get("stamp", ""), _stamp(user)):
         return user
     return None
@@ -88,9 +122,24 @@ def check_csrf() -> None:
         raise FormExpired
 
 
+def _holder_of(key: str) -> User:
+    """The user who holds `key`, which is never held up by the wrong keys of others at the same
+    address; raises InvalidApiKey or TooManyTries."""
+    try:
+        return user_by_key(key)
+    except InvalidApiKey:
+        event("login_failed", logging.WARNING, address=_address())
+        current_app.extensions["logins"].take(_address())
+        raise
+
+
 def _stamp(user: User) -> str:
     # The key's hash is hashed once more: the owner of a cookie can read it
-    return sha256("session", user.key_hash)
+    return sha256("session", user.key_hash, str(user.session_version))
+
+
+def _id_hash() -> str:
+    return sha256("session", session.get("id", ""))
 
 
 def _address() -> str:

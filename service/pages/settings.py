@@ -15,7 +15,7 @@ from service.errors import TooManyTries
 from service.keys import Unreadable, new_key, new_secret, seal, sha256, unseal
 from service.logs import event
 from service.numbers.formats import NumberFormat
-from service.pages.blueprint import asked, bp, logged_in
+from service.pages.blueprint import ask_for_key, asked, bp, logged_in
 from service.pages.session import begin
 from service.webhooks import by_hand, endpoint, guard
 
@@ -104,9 +104,10 @@ def send_test(user: User) -> Any:
 @logged_in
 def rotate_secret(user: User) -> Any:
     """Rotate the webhook secret: shown only now, in force once the user has copied it."""
-    if request.method != "POST":
+    if "offer" not in request.form:
         secret = new_secret()
-        return _offer(user, "secret", user.webhook_secret, secret, secret)
+        asking = ask_for_key(user, "rotate the webhook secret")
+        return asking or _offer(user, "secret", user.webhook_secret, secret, secret)
     old, secret = _accepted(user, "secret")
     return _rotated(user, "secret", bool(secret) and transact(_set_secret, user.id, old, secret))
 
@@ -126,9 +127,10 @@ def _set_secret(tx: Transaction, user_id: int, old: str, secret: str) -> bool:
 @logged_in
 def rotate_key(user: User) -> Any:
     """Rotate the API key: shown only now; the old one stops once the user has copied it."""
-    if request.method != "POST":
+    if "offer" not in request.form:
         key = new_key("usr")
-        return _offer(user, "key", user.key_hash, key, sha256(key))
+        asking = ask_for_key(user, "rotate the API key")
+        return asking or _offer(user, "key", user.key_hash, key, sha256(key))
     old, key_hash = _accepted(user, "key")
     done = bool(key_hash) and transact(users.replace_key, user.id, old, key_hash)
     if done:
@@ -139,8 +141,9 @@ def rotate_key(user: User) -> Any:
 def _offer(user: User, kind: str, old: str, shown: str, kept: str) -> str:
     """The page that shows a new key or secret; nothing changes before its form comes back.
 
-    The form carries the new value, sealed: so neither a lost response nor a second click can leave
-    the user without the value in force, or claim that it is not in force.
+    The form carries the new value, sealed, which shows that the current key was given. So neither
+    a lost response nor a second click can leave the user without the value in force, or claim that
+    it is not in force.
     """
     offer = seal(json.dumps([kind, user.id, sha256(old), kept]))
     return render_template("rotate.html", user=user, what=kind, shown=shown, offer=offer)

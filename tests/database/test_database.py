@@ -490,7 +490,7 @@ def test_of_two_rotations_that_overlap_the_second_sees_the_first(app, make_user,
     for _ in range(2):
         browser = app.test_client()
         post(browser, "/login", api_key=user.key)
-        key, form = offered(browser, "key")
+        key, form = offered(browser, "key", user.key)
         browsers.append((browser, key, form | {"csrf_token": token(browser, "/logout")}))
 
     def rotate(browser, key, form):

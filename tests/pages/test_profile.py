@@ -393,7 +393,7 @@ def test_what_is_sent_by_hand_is_20_a_minute_for_each_user(
 
 def test_the_secret_is_shown_once_and_in_force_when_it_was_copied(app, browser, user, receiver):
     change(app, user, webhook_url=receiver.url)
-    secret, form = offered(browser, "secret")
+    secret, form = offered(browser, "secret", user.key)
     assert secret.startswith("whsec_") and secret != user.secret
     post(browser, "/profile/test")
     Webhook(user.secret).verify(receiver.received[0][1], dict(receiver.received[0][0].items()))
@@ -412,7 +412,7 @@ def test_the_secret_is_shown_once_and_in_force_when_it_was_copied(app, browser, 
 
 @pytest.mark.parametrize("what", ["key", "secret"])
 def test_of_two_that_were_offered_the_first_to_come_back_is_taken(app, browser, user, what):
-    (first, form), (_, other) = offered(browser, what), offered(browser, what)
+    (first, form), (_, other) = (offered(browser, what, user.key) for _ in range(2))
     post(browser, f"/profile/{what}", **form)
     assert f"The new {what} is in force." in browser.get("/profile/edit").text
     post(browser, f"/profile/{what}", **other)
@@ -430,7 +430,7 @@ def test_of_two_that_were_offered_the_first_to_come_back_is_taken(app, browser, 
 def test_the_key_is_rotated_after_asking_and_other_browsers_are_logged_out(app, browser, user):
     other = app.test_client()
     post(other, "/login", api_key=user.key)
-    key, form = offered(browser, "key")
+    key, form = offered(browser, "key", user.key)
     assert browser.get(f"/api/numbers/{user.key}").status_code == 200
     assert browser.get(f"/api/numbers/{key}").status_code == 401
     post(browser, "/profile/key", **form)
@@ -444,7 +444,7 @@ def test_the_key_is_rotated_after_asking_and_other_browsers_are_logged_out(app, 
 def test_of_two_rotations_at_once_only_one_is_in_force(app, browser, user, what):
     """The other has seen the old one in force, and then comes too late."""
     other = logged_in(app, user.key)
-    (kept, form), (lost, late) = offered(browser, what), offered(other, what)
+    (kept, form), (lost, late) = (offered(b, what, user.key) for b in (browser, other))
     late |= {"csrf_token": token(other, "/logout")}
     seen, go_on = threading.Event(), threading.Event()
 
@@ -475,11 +475,13 @@ def test_of_two_rotations_at_once_only_one_is_in_force(app, browser, user, what)
 
 
 @pytest.mark.parametrize("what", ["key", "secret"])
-def test_only_what_was_offered_to_this_user_is_taken(app, browser, make_user, what):
+def test_only_what_was_offered_to_this_user_is_taken(app, browser, user, make_user, what):
     stranger = app.test_client()
-    post(stranger, "/login", api_key=make_user(name="Ben").key)
+    key = make_user(name="Ben").key
+    post(stranger, "/login", api_key=key)
     other = {"key": "secret", "secret": "key"}[what]
-    for form in ({}, {"offer": "é"}, offered(stranger, what)[1], offered(browser, other)[1]):
+    offers = offered(stranger, what, key)[1], offered(browser, other, user.key)[1]
+    for form in ({"offer": ""}, {"offer": "é"}, *offers):
         post(browser, f"/profile/{what}", **form)
         assert "was not rotated" in browser.get("/profile/edit").text
 
@@ -487,7 +489,7 @@ def test_only_what_was_offered_to_this_user_is_taken(app, browser, make_user, wh
 def test_a_secret_of_another_secret_key_is_cured_by_one_rotation(app, browser, user, receiver):
     change(app, user, webhook_url=receiver.url, webhook_secret="sealed-under-another-key")
     assert "webhook secret has to be rotated" in shown_test(browser)
-    post(browser, "/profile/secret", **offered(browser, "secret")[1])
+    post(browser, "/profile/secret", **offered(browser, "secret", user.key)[1])
     assert "<strong>Delivered</strong>" in shown_test(browser)
 
 
@@ -504,7 +506,7 @@ def test_what_was_sealed_before_is_read_and_a_secret_is_never_stored_as_it_is(
     assert "<strong>Delivered</strong>" in shown_test(browser)
     [(headers, body)] = receiver.received
     Webhook("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").verify(body, dict(headers.items()))
-    secret, form = offered(browser, "secret")
+    secret, form = offered(browser, "secret", user.key)
     post(browser, "/profile/secret", **form)
     with app.app_context():
         assert secret not in str(vars(db.session.get(User, user.id)))

@@ -6,14 +6,15 @@ import time
 
 import pytest
 import requests
-from sqlalchemy import delete
+from sqlalchemy import delete, select, update
 
 from service.database.engine import db
-from service.database.models import User
+from service.database.models import EndedSession, User
 from service.database.writing import transact
 from service.errors import TooManyTries
 from service.keys import sha256
 from service.limits import Throttle
+from service.pages.session import LIFETIME
 from tests.conftest import SYSTEM_KEY
 from tests.fixtures import NUMBER
 from tests.forms import Clock, change, logged_in, post, token
@@ -53,8 +54,20 @@ def test_the_cookie_holds_no_key_and_is_closed_to_scripts_and_other_sites(client
 
 @on_sqlite
 def test_the_cookie_is_secure_over_https(client):
+    """And named so that no other host of the domain can set it (RFC 6265bis, 4.1.3.2)."""
     made = client.get("/login", base_url="https://localhost")
-    assert "Secure" in made.headers["Set-Cookie"]
+    name, *attributes = made.headers["Set-Cookie"].split("; ")
+    assert name.startswith("__Host-session=")
+    assert {"Secure", "Path=/"} < set(attributes)
+    assert not [part for part in attributes if part.lower().startswith("domain")]
+
+
+@on_sqlite
+def test_a_browser_that_came_by_https_comes_by_https_again(client):
+    for path in ("/login", "/api/none", "/static/site.css"):
+        with client.get(path, base_url="https://localhost") as secure, client.get(path) as plain:
+            assert secure.headers["Strict-Transport-Security"] == "max-age=31536000"
+            assert "Strict-Transport-Security" not in plain.headers
 
 
 @pytest.mark.parametrize("key", ["", "nonsense", SYSTEM_KEY, "ключ", "x" * 5000])
@@ -104,6 +117,95 @@ def test_logout_asks_and_then_forgets(browser):
     assert "You have been logged out." not in browser.get("/login").text
 
 
+def copy_of(browser):
+    """A browser with the same cookie, as a thief has it."""
+    thief = browser.application.test_client()
+    thief.set_cookie("session", browser.get_cookie("session").value)
+    assert thief.get("/profile").status_code == 200
+    return thief
+
+
+def test_a_copied_cookie_ends_with_the_session_that_it_was_copied_from(app, browser, user):
+    thief, elsewhere = copy_of(browser), logged_in(app, user.key)
+    post(browser, "/logout")
+    assert thief.get("/profile").headers["Location"] == "/login"
+    assert elsewhere.get("/profile").status_code == 200
+    with app.app_context():
+        [ended] = db.session.scalars(select(EndedSession.ended_at)).all()
+        transact(lambda tx: tx.execute(update(EndedSession).values(ended_at=ended - LIFETIME)))
+    post(elsewhere, "/logout")
+    with app.app_context():  # what would have expired is forgotten
+        [later] = db.session.scalars(select(EndedSession.ended_at)).all()
+        assert later > ended
+
+
+def test_to_log_out_everywhere_ends_every_session(app, browser, user, make_user):
+    thief, elsewhere = copy_of(browser), logged_in(app, user.key)
+    stranger = logged_in(app, make_user(name="Ben").key)
+    for page in ("/logout", "/profile/edit"):
+        assert "Log out everywhere" in elsewhere.get(page).text
+    post(elsewhere, "/logout", everywhere="1")
+    for ended in (thief, elsewhere, browser):
+        assert ended.get("/profile").headers["Location"] == "/login"
+    assert stranger.get("/profile").status_code == 200
+    assert logged_in(app, user.key).get("/profile").status_code == 200
+
+
+@pytest.mark.parametrize("state", [("--inactive", "--active"), ("--pending", "--approved")])
+def test_a_session_does_not_come_back_with_its_user(browser, user, flask, state):
+    off, on = state
+    thief = copy_of(browser)
+    flask("users", "set", user.id, off)
+    flask("users", "set", user.id, on)
+    for ended in (browser, thief):
+        assert ended.get("/profile").headers["Location"] == "/login"
+
+
+@on_sqlite
+def test_the_key_and_the_secret_are_rotated_by_who_has_the_key_alone(browser, user, make_user):
+    """Not by who has nothing but a copy of the cookie."""
+    thief = copy_of(browser)
+    for what, shown in (("key", "usr_"), ("secret", "whsec_")):
+        path = f"/profile/{what}"
+        asking = thief.get(path)
+        assert 'name="api_key"' in asking.text and 'name="offer"' not in asking.text
+        for key in ("", "wrong", make_user(name=f"Ben {what}").key):
+            refused = post(thief, path, api_key=key)
+            assert refused.status_code == 401 and "This is not your API key." in refused.text
+            assert shown not in refused.text and 'name="offer"' not in refused.text
+        assert shown in post(browser, path, api_key=f" {user.key} ").text
+
+
+@on_sqlite
+def test_codes_are_shown_for_15_minutes_after_the_key_was_given(
+    browser, user, assign, make_provider, monkeypatch
+):
+    began = time.time()
+
+    def at(minutes):
+        monkeypatch.setattr(time, "time", lambda: began + 60 * minutes)
+
+    assign(user.id)
+    browser.post(make_provider(), json={"to": NUMBER, "text": "code 123456"})
+    at(14.9)
+    assert post(browser, "/profile/reveal", reveal="1", page="messages").status_code == 302
+    assert "123456" in browser.get("/profile/messages").text
+    at(15.1)
+    assert "123456" not in browser.get("/profile/messages").text
+    asking = post(browser, "/profile/reveal", reveal="1", page="messages")
+    assert 'name="api_key"' in asking.text and "123456" not in asking.text
+    wrong = post(browser, "/profile/reveal", reveal="1", page="messages", api_key="wrong")
+    assert wrong.status_code == 401
+    assert "123456" not in browser.get("/profile/messages").text
+    form = {"reveal": "1", "page": "messages", "api_key": user.key}
+    assert post(browser, "/profile/reveal", **form).headers["Location"] == "/profile/messages"
+    assert "123456" in browser.get("/profile/messages").text
+    at(30.2)
+    assert "123456" not in browser.get("/profile/messages").text
+    # To hide them needs no key
+    assert post(browser, "/profile/reveal", reveal="0").status_code == 302
+
+
 @on_sqlite
 @pytest.mark.parametrize("how", ["another user", "log out", "key rotated"])
 def test_a_login_takes_over_nothing_of_the_session_before(
@@ -137,7 +239,7 @@ def test_a_session_ends_12_hours_after_the_login_however_it_is_used(browser, mon
     began = time.time()
     for hours in (6, 11.9):
         monkeypatch.setattr(time, "time", lambda hours=hours: began + 3600 * hours)
-        assert post(browser, "/profile/reveal", reveal="1").headers["Location"] == "/profile"
+        assert post(browser, "/profile/reveal", reveal="0").headers["Location"] == "/profile"
     monkeypatch.setattr(time, "time", lambda: began + 3600 * 12.1)
     assert browser.get("/profile").headers["Location"] == "/login"
 
@@ -221,13 +323,15 @@ def test_ten_wrong_keys_in_five_minutes_make_an_address_wait(app, user, clock, t
     clock.now += 200.5
     for _ in range(5):
         assert try_key(address="127.0.0.1").status_code == 401
-    response = try_key(user.key, "127.0.0.1")
+    response = try_key(address="127.0.0.1")
     assert response.status_code == 429
     assert response.headers["Retry-After"] == "100"
     assert "Too many tries. Try again in 100 seconds." in response.text
     assert try_key(address="192.0.2.9").status_code == 401
     clock.now += 99
-    assert try_key(user.key, "127.0.0.1").headers["Retry-After"] == "1"
+    assert try_key(address="127.0.0.1").headers["Retry-After"] == "1"
+    # ... while the right key is never held up by others' wrong ones
+    logged_in(app, user.key)
     clock.now += 0.5
     # The five minutes are over: they begin again with the next wrong key
     assert [try_key(address="127.0.0.1").status_code for _ in range(11)] == [401] * 10 + [429]
