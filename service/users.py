@@ -4,13 +4,24 @@ from service.database.models import User
 from service.database.writing import Transaction
 from service.keys import new_key, new_secret, seal, sha256
 
+MAX_NAME = 255
+
+
+def check_name(name: str) -> str:
+    """`name` without spaces around it; raises ValueError if it is blank, too long, or holds
+    characters that cannot be seen or would change a terminal."""
+    name = name.strip()
+    if not 1 <= len(name) <= MAX_NAME or not name.isprintable():
+        raise ValueError(f"must be 1 to {MAX_NAME} characters that can be printed")
+    return name
+
 
 def create(
     tx: Transaction, name: str, *, active: bool = True, approved: bool = True
 ) -> tuple[User, str, str]:
     """A new user, their API key and their webhook secret; the key cannot be read back later."""
     key, secret = new_key("usr"), new_secret()
-    user = User(name=name[:255], key_hash=sha256(key), webhook_secret=seal(secret))
+    user = User(name=name, key_hash=sha256(key), webhook_secret=seal(secret))
     user.active, user.approved = active, approved
     tx.session.add(user)
     tx.session.flush()

@@ -65,7 +65,7 @@ def flask(app):
     def run(*args, exit_code=0, runner=None):
         result = (runner or app.test_cli_runner()).invoke(args=[str(arg) for arg in args])
         assert result.exit_code == exit_code, (result.output, result.exception)
-        return json.loads(result.output) if "--json" in args else result.output
+        return json.loads(result.stdout) if "--json" in args else result.output
 
     return run
 

@@ -91,6 +91,12 @@ def user_row(user: User) -> dict[str, Any]:
 @as_json
 def users_add(name: str, pending: bool, inactive: bool, as_json: bool, **options: Any) -> None:
     """Add a user; the API key and the webhook secret are shown only now."""
+    try:
+        name = records.check_name(name)
+    except ValueError as e:
+        raise click.BadParameter(str(e), param_hint="NAME") from e
+    if namesake := db.session.scalar(select(User.id).where(User.name == name).limit(1)):
+        click.echo(f"Warning: user {namesake} has this name already.", err=True)
     check_webhook_url(options["webhook_url"])
     user, key, secret = transact(_add, name, not inactive, not pending, options)
     show(user_row(user) | {"api_key": key, "webhook_secret": secret}, as_json)
@@ -112,6 +118,8 @@ def _add(
 @as_json
 def users_set(user_id: str, as_json: bool, **options: Any) -> None:
     """Change a user."""
+    if all(value is None for value in options.values()):
+        raise click.UsageError("say what to change: see `flask users set --help`")
     check_webhook_url(options["webhook_url"])
     show(user_row(transact(_set, user_id, options)), as_json)
 

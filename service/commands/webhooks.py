@@ -72,7 +72,7 @@ def delivery_row(row: Delivery) -> dict[str, Any]:
     columns = row_of(row, *links, "state", "result=last_result", "next_attempt_at")
     query = select(Attempt).where(Attempt.delivery_id == row.id).order_by(Attempt.id)
     attempts = [
-        {"at": str(attempt.started_at)} | row_of(attempt, "ms", "trigger", "result")
+        row_of(attempt, "at=started_at", "ms", "trigger", "result")
         for attempt in db.session.scalars(query)
     ]
     return columns | {"attempts": attempts}
