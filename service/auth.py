@@ -5,7 +5,7 @@ import hmac
 from flask import current_app, request
 from sqlalchemy import bindparam, select
 
-from service import errors
+from service import audit, errors
 from service.database.engine import db
 from service.database.models import User
 from service.fields import Digits, Query, load_query
@@ -29,6 +29,7 @@ def user_by_key(key: str) -> User:
     user = db.session.scalar(_USER, {"key_hash": sha256(key)})
     if user is None or not user.may_call:
         raise errors.InvalidApiKey
+    audit.acts_as(audit.Actor.USER)
     return user
 
 
@@ -64,6 +65,7 @@ def calling_user(path_key: str | None) -> User:
         raise errors.MissingCredentials
     if not is_system_key(key):
         return user_by_key(key)
+    audit.acts_as(audit.Actor.SYSTEM_KEY)
     user_id = load_query(_USER_ID, request.args).get("user_id")
     if user_id is None:
         raise errors.UserIdRequired

@@ -1,5 +1,6 @@
 """Creating users, rotating their keys, and ending their browser sessions."""
 
+from service import audit
 from service.database.models import User
 from service.database.writing import Transaction
 from service.keys import new_key, new_secret, seal, sha256
@@ -28,8 +29,9 @@ def create(
     return user, key, secret
 
 
-def set_key(user: User, key_hash: str) -> None:
-    """Replace the key of a user of a transaction; the old key and the sessions end."""
+def set_key(tx: Transaction, user: User, key_hash: str) -> None:
+    """Replace the key of a user of `tx`; the old key and the sessions end."""
+    audit.record(tx, "key_rotated", user.id)
     user.key_hash = key_hash
     end_sessions(user)
 
@@ -39,7 +41,7 @@ def replace_key(tx: Transaction, user_id: int, old: str, key_hash: str) -> bool:
     the same replacement was made before."""
     user = tx.lock_user(user_id)
     if sha256(user.key_hash) == old:
-        set_key(user, key_hash)
+        set_key(tx, user, key_hash)
     return user.key_hash == key_hash
 
 

@@ -9,10 +9,11 @@ from flask import Blueprint, Request, Response, current_app, jsonify, request
 from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
-from service import auth, errors, history, limits, upstream
+from service import audit, auth, errors, history, limits, upstream
 from service.api import openapi, schemas
 from service.database import health, schema
-from service.database.writing import release
+from service.database.models import User
+from service.database.writing import release, transact
 from service.fields import load_query
 from service.logs import event
 from service.numbers import assignment
@@ -115,10 +116,18 @@ def ingest(key: str | None = None) -> dict[str, Any] | Response:
     return Response(body, mimetype=mimetype)
 
 
+def _reader(key: str | None) -> User:
+    """The user whose records are read; who reads them with the system key leaves a trace."""
+    user = auth.calling_user(key)
+    if audit.is_system_key():
+        transact(audit.record, "read", user.id, what=(request.endpoint or "").removeprefix("api."))
+    return user
+
+
 @keyed("/api/numbers")
 def numbers(key: str | None = None) -> dict[str, Any]:
     """The numbers of the user, newest first."""
-    user = auth.calling_user(key)
+    user = _reader(key)
     rows = history.numbers(user, **load_query(schemas.NumbersQuery(), request.args))
     return success({"numbers": schemas.NumberSchema(many=True).dump(rows)})
 
@@ -126,7 +135,7 @@ def numbers(key: str | None = None) -> dict[str, Any]:
 @keyed("/api/messages")
 def messages(key: str | None = None) -> dict[str, Any]:
     """The SMS of the user, oldest first; with `wait`, as soon as there is one."""
-    user = auth.calling_user(key)
+    user = _reader(key)
     rows = history.messages(user, **load_query(schemas.MessagesQuery(), request.args))
     return success({"messages": schemas.MessageSchema(many=True).dump(rows)})
 
@@ -134,7 +143,7 @@ def messages(key: str | None = None) -> dict[str, Any]:
 @keyed("/api/summary")
 def summary(key: str | None = None) -> dict[str, Any]:
     """The user's counts: in total and per day (UTC)."""
-    user = auth.calling_user(key)
+    user = _reader(key)
     counts = history.summary(user, **load_query(schemas.SummaryQuery(), request.args))
     return success(schemas.SummarySchema().dump(counts))
 

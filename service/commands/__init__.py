@@ -1,7 +1,8 @@
-"""The operator's commands: flask users, providers, webhooks, summary, purge, doctor, demo."""
+"""The operator's commands: flask users, providers, webhooks, summary, audit, and upkeep."""
 
 from flask import Flask
 
+from service.commands.audit import audit
 from service.commands.providers import providers
 from service.commands.reports import summary
 from service.commands.upkeep import demo, doctor, purge
@@ -10,5 +11,5 @@ from service.commands.webhooks import webhooks
 
 
 def init_app(app: Flask) -> None:
-    for command in (users, providers, webhooks, summary, purge, doctor, demo):
+    for command in (users, providers, webhooks, summary, audit, purge, doctor, demo):
         app.cli.add_command(command)

@@ -37,7 +37,7 @@ def readable(value: Any) -> str:
     if isinstance(value, datetime):
         return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
     if isinstance(value, Mapping):
-        return ", ".join(f"{readable(k)}={readable(v)}" for k, v in value.items())
+        return ", ".join(f"{readable(k)}={readable(v)}" for k, v in value.items()) or "-"
     if isinstance(value, list | tuple):
         return "; ".join(readable(item) for item in value) or "-"
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(value))

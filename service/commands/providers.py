@@ -11,6 +11,7 @@ from marshmallow import ValidationError
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
+from service import audit
 from service.commands.output import Row, as_json, row_of, show
 from service.database.engine import db
 from service.database.models import Provider
@@ -85,7 +86,7 @@ def providers_add(
     _check(name, format_, {"secret": secret, "number": numbers, "field": fields, "reply": reply})
     options = Options(secret, _numbers(numbers), _fields(fields), reply)
     try:
-        provider, key = transact(create, name, format_, options)
+        provider, key = transact(_add, name, format_, options)
     except IntegrityError as e:
         raise click.BadParameter(f"there is a provider {name} already", param_hint="NAME") from e
     path = f"/api/ingest/{key}"
@@ -94,6 +95,11 @@ def providers_add(
     if not as_json:
         setup = gateway.setup if isinstance(gateway.setup, str) else gateway.setup(options)
         click.echo("\n" + setup.replace("URL", f"https://YOUR-SERVICE{path}"))
+
+
+def _add(tx: Transaction, name: str, format_: str, options: Options) -> tuple[Provider, str]:
+    audit.record(tx, "provider_added", provider=name, format=format_)
+    return create(tx, name, format_, options)
 
 
 def _check(name: str, format_: str, given: Mapping[str, Any]) -> None:
@@ -167,4 +173,5 @@ def _disable(tx: Transaction, provider: str) -> Provider:
     if row is None:
         raise click.BadParameter(f"there is no provider {provider}", param_hint="PROVIDER")
     row.active = False
+    audit.record(tx, "provider_disabled", provider=row.name)
     return row

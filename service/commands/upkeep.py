@@ -11,10 +11,11 @@ from service.commands import checks
 from service.commands.output import as_json, show
 from service.database.columns import utcnow
 from service.database.engine import db
-from service.database.models import Attempt, Delivery, DeliveryState, Message
+from service.database.models import Attempt, AuditEntry, Delivery, DeliveryState, Message
 from service.database.writing import Transaction, release, transact
 
 PURGE_BATCH = 500
+Purged = Attempt | Delivery | Message | AuditEntry
 
 
 @click.command()
@@ -27,15 +28,17 @@ def purge(as_json: bool) -> None:
     is_undelivered = ~select(Delivery.id).where(Delivery.message_id == Message.id).exists()
     old_delivery = select(Delivery.id).where(is_over)
     is_old_attempt = (Attempt.started_at < before) | Attempt.delivery_id.in_(old_delivery)
+    trail_before = utcnow() - timedelta(days=12 * current_app.config["RETENTION_DAYS"])
     counts = {
         "attempts": _purge(Attempt, is_old_attempt),
         "deliveries": _purge(Delivery, is_over),
         "messages": _purge(Message, (Message.created_at < before) & is_undelivered),
+        "audit_entries": _purge(AuditEntry, AuditEntry.at < trail_before),
     }
     show(counts, as_json)
 
 
-def _purge(model: type[Attempt | Delivery | Message], is_old: ColumnElement[bool]) -> int:
+def _purge(model: type[Purged], is_old: ColumnElement[bool]) -> int:
     """Delete the rows in batches, each in its own short transaction; returns their number."""
     total = 0
     while True:
@@ -48,7 +51,7 @@ def _purge(model: type[Attempt | Delivery | Message], is_old: ColumnElement[bool
         click.echo(f"{model.__tablename__}: {total} deleted", err=True)
 
 
-def _delete(tx: Transaction, model: type[Attempt | Delivery | Message], ids: list[int]) -> None:
+def _delete(tx: Transaction, model: type[Purged], ids: list[int]) -> None:
     tx.execute(delete(model).where(model.id.in_(ids)))
 
 

@@ -7,7 +7,9 @@ import click
 from flask.cli import AppGroup
 from sqlalchemy import select
 
+from service import audit
 from service import users as records
+from service.commands.arguments import ROW_ID
 from service.commands.output import as_json, row_of, show
 from service.database.engine import db
 from service.database.models import User
@@ -29,10 +31,10 @@ def check_webhook_url(url: str | None) -> None:
         raise click.BadParameter(str(e), param_hint="--webhook-url") from e
 
 
-def find_user(tx: Transaction, user_id: str) -> User:
+def find_user(tx: Transaction, user_id: int) -> User:
     """The user with the id that was typed; raises BadParameter."""
-    user = tx.session.get(User, int(user_id[:18])) if user_id.isdecimal() else None
-    if not user:
+    user = tx.session.get(User, user_id)
+    if user is None or user.removed_at:
         raise click.BadParameter(f"there is no user {user_id}")
     return user
 
@@ -63,7 +65,8 @@ def apply(
 ) -> None:
     """Set the given options of a user of `tx`; raises BadParameter."""
     if manager is not None:
-        user.manager_id = None if manager == "none" else find_user(tx, manager).id
+        is_none = manager == "none"
+        user.manager_id = None if is_none else find_user(tx, ROW_ID.convert(manager, None, None)).id
     if webhook_url is not None:
         endpoint.set_url(tx, user, None if webhook_url == "none" else webhook_url)
     if number_format is not None:
@@ -107,16 +110,17 @@ def _add(
 ) -> tuple[User, str, str]:
     user, key, secret = records.create(tx, name, active=active, approved=approved)
     apply(tx, user, **options)
+    audit.record(tx, "user_added", user.id, name=name, active=active, approved=approved)
     return user, key, secret
 
 
 @users.command("set")
-@click.argument("user_id", metavar="ID")
+@click.argument("user_id", type=ROW_ID, metavar="ID")
 @click.option("--active/--inactive", default=None)
 @click.option("--approved/--pending", default=None)
 @user_options
 @as_json
-def users_set(user_id: str, as_json: bool, **options: Any) -> None:
+def users_set(user_id: int, as_json: bool, **options: Any) -> None:
     """Change a user."""
     if all(value is None for value in options.values()):
         raise click.UsageError("say what to change: see `flask users set --help`")
@@ -124,9 +128,12 @@ def users_set(user_id: str, as_json: bool, **options: Any) -> None:
     show(user_row(transact(_set, user_id, options)), as_json)
 
 
-def _set(tx: Transaction, user_id: str, options: dict[str, Any]) -> User:
+def _set(tx: Transaction, user_id: int, options: dict[str, Any]) -> User:
     user = find_user(tx, user_id)
     apply(tx, user, **options)
+    changed = {name: value for name, value in options.items() if name != "webhook_url"}
+    if any(value is not None for value in changed.values()):
+        audit.record(tx, "user_changed", user.id, **changed)
     return user
 
 
@@ -138,30 +145,30 @@ def users_list(as_json: bool) -> None:
 
 
 @users.command("rotate-key")
-@click.argument("user_id", metavar="ID")
+@click.argument("user_id", type=ROW_ID, metavar="ID")
 @as_json
-def users_rotate_key(user_id: str, as_json: bool) -> None:
+def users_rotate_key(user_id: int, as_json: bool) -> None:
     """Replace a user's API key; the new one is shown only now, the old one stops at once."""
     key = new_key("usr")
     show({"id": transact(_set_key, user_id, sha256(key)), "api_key": key}, as_json)
 
 
-def _set_key(tx: Transaction, user_id: str, key_hash: str) -> int:
+def _set_key(tx: Transaction, user_id: int, key_hash: str) -> int:
     user = find_user(tx, user_id)
-    records.set_key(user, key_hash)
+    records.set_key(tx, user, key_hash)
     return user.id
 
 
 @users.command("rotate-secret")
-@click.argument("user_id", metavar="ID")
+@click.argument("user_id", type=ROW_ID, metavar="ID")
 @as_json
-def users_rotate_secret(user_id: str, as_json: bool) -> None:
+def users_rotate_secret(user_id: int, as_json: bool) -> None:
     """Replace a user's webhook secret, shown only now; both sign for 24 hours."""
     secret = new_secret()
     show({"id": transact(_set_secret, user_id, secret), "webhook_secret": secret}, as_json)
 
 
-def _set_secret(tx: Transaction, user_id: str, secret: str) -> int:
+def _set_secret(tx: Transaction, user_id: int, secret: str) -> int:
     user = find_user(tx, user_id)
     endpoint.rotate_secret(tx, user.id, secret)
     return user.id

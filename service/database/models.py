@@ -122,6 +122,8 @@ class User(Base):
     webhook_disabled_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
     # A browser session holds the version of its start, and ends when this one is raised
     session_version: Mapped[int] = mapped_column(default=0, server_default="0")
+    # Their key, webhook and messages are gone; their numbers and counts stay as history
+    removed_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
 
     @hybrid_property
@@ -229,7 +231,11 @@ class Message(Base):
         """The state of its delivery; `none` if it has none."""
         return self.deliveries[-1].state if self.deliveries else NO_WEBHOOK
 
-    __table_args__ = (Index(None, "user_id", "id"), Index(None, "user_id", "digits", "id"))
+    __table_args__ = (
+        Index(None, "user_id", "id"),
+        Index(None, "user_id", "digits", "id"),
+        Index(None, "digits", "id"),
+    )
 
 
 class SmsPart(Base):
@@ -298,6 +304,35 @@ class Attempt(Base):
     next_attempt_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
 
     __table_args__ = (Index(None, "delivery_id"), Index(None, "started_at"))
+
+
+class AuditEntry(Base):
+    """What somebody changed, or read in the name of another: never a key, a code or a text."""
+
+    __tablename__ = "audit_entries"
+
+    id: Mapped[int] = mapped_column(ID, primary_key=True)
+    at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow, index=True)
+    actor: Mapped[str] = mapped_column(String(16))  # one of `audit.Actor`
+    # Of a request
+    address: Mapped[str | None] = mapped_column(String(64))
+    action: Mapped[str] = mapped_column(String(64))
+    # The user whom it is about; who acts, if the actor is a user
+    user_id: Mapped[int | None] = mapped_column(ID)
+    details: Mapped[str | None] = mapped_column(Text)  # JSON
+
+    __table_args__ = (Index(None, "user_id", "id"),)
+
+
+class Chore(Base):
+    """A task that one of the workers does now and then, such as the daily purge."""
+
+    __tablename__ = "chores"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    # By the worker that does it now; after a crash, the lease expires
+    leased_until: Mapped[datetime | None] = mapped_column(UTCDateTime)
+    done_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
 
 
 class _Counters:

@@ -5,8 +5,9 @@ from typing import Any
 
 from flask import redirect, render_template, request, session, url_for
 
-from service import history
+from service import audit, history
 from service.database.models import NumberState, PhoneNumber, User
+from service.database.writing import transact
 from service.pages.blueprint import PAGE, ask_for_key, asked, bp, logged_in
 from service.pages.session import is_confirmed
 
@@ -50,6 +51,8 @@ def reveal(user: User) -> Any:
         asking = ask_for_key(user, "show codes and texts", reveal="1", page=page)
         if asking:
             return asking
+    if wanted:
+        transact(audit.record, "codes_revealed", user.id)
     session["reveal"] = wanted
     return redirect(url_for(f"profile.{page}"))
 

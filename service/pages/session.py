@@ -11,6 +11,7 @@ from flask import Flask, current_app, request, session
 from flask.sessions import SecureCookieSessionInterface
 from sqlalchemy import delete, exists, select
 
+from service import audit
 from service.auth import user_by_key
 from service.database.columns import utcnow
 from service.database.engine import db
@@ -53,6 +54,7 @@ def init_app(app: Flask) -> None:
 def log_in(key: str) -> None:
     """Begin the session of the user who holds `key`; raises InvalidApiKey or TooManyTries."""
     user = _holder_of(key)
+    transact(audit.record, "login", user.id)
     event("login", user_id=user.id, address=_address())
     begin(user)
 
@@ -88,6 +90,7 @@ def log_out(user: User, everywhere: bool = False) -> None:
 
 def _end(tx: Transaction, user_id: int, id_hash: str | None) -> None:
     """End one session, or all of the user."""
+    audit.record(tx, "logout", user_id, everywhere=id_hash is None)
     if id_hash is None:
         end_sessions(tx.lock_user(user_id))
         return
@@ -104,6 +107,7 @@ def current_user() -> User | None:
     is_ended = exists().where(EndedSession.id_hash == _id_hash())
     user = db.session.scalar(select(User).where(User.id == session["user"], ~is_ended))
     if user and user.may_call and hmac.compare_digest(session.get("stamp", ""), _stamp(user)):
+        audit.acts_as(audit.Actor.USER)
         return user
     return None
 
@@ -130,6 +134,7 @@ def _holder_of(key: str) -> User:
     except InvalidApiKey:
         event("login_failed", logging.WARNING, address=_address())
         current_app.extensions["logins"].take(_address())
+        transact(audit.record, "login_failed")
         raise
 
 

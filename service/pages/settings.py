@@ -8,7 +8,7 @@ from typing import Any
 from flask import current_app, flash, redirect, render_template, request, url_for
 from marshmallow import EXCLUDE, Schema, ValidationError, fields, post_load, validate
 
-from service import history, users
+from service import audit, history, users
 from service.database.models import Attempt, User
 from service.database.writing import Transaction, release, transact
 from service.errors import TooManyTries
@@ -71,6 +71,8 @@ def edit(user: User) -> Any:
 def _save(tx: Transaction, user_id: int, url: str | None, number_format: str) -> bool:
     """Whether the URL was set."""
     user = tx.lock_user(user_id)
+    if number_format != (user.number_format or NumberFormat.FULL):
+        audit.record(tx, "user_changed", user_id, number_format=number_format)
     user.number_format = number_format
     if is_new := endpoint.needs_saving(user, url):
         endpoint.set_url(tx, user, url)

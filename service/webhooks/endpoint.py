@@ -4,9 +4,11 @@ import contextlib
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from sqlalchemy import select, update
 
+from service import audit
 from service.database.columns import utcnow
 from service.database.models import Delivery, Reason, User
 from service.database.writing import Transaction
@@ -28,6 +30,7 @@ def needs_saving(user: User, url: str | None) -> bool:
 
 def set_url(tx: Transaction, user: User, url: str | None) -> None:
     """Set the webhook URL (checked before; None for none) of a user of `tx`; close its circuit."""
+    audit.record(tx, "webhook_url_set", user.id, host=url and urlsplit(url).hostname)
     user.webhook_url = url
     user.webhook_failures = 0
     user.webhook_open_until = None
@@ -38,6 +41,7 @@ def set_url(tx: Transaction, user: User, url: str | None) -> None:
 def rotate_secret(tx: Transaction, user_id: int, secret: str) -> None:
     """Sign with `secret` from now on; for 24 hours the old one signs as well."""
     user = tx.lock_user(user_id)
+    audit.record(tx, "secret_rotated", user_id)
     user.webhook_old_secret = user.webhook_secret
     user.webhook_old_secret_until = utcnow() + timedelta(hours=OLD_SECRET_HOURS)
     user.webhook_secret = seal(secret)

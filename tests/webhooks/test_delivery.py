@@ -901,7 +901,7 @@ def test_purge_deletes_in_batches_what_is_old_and_ended(app, world):
 
     result = app.test_cli_runner().invoke(args=["purge", "--json"])
     gone = json.loads(result.stdout.splitlines()[-1])
-    assert gone == {"attempts": 3, "deliveries": 503, "messages": 4}
+    assert gone == {"attempts": 3, "deliveries": 503, "messages": 4, "audit_entries": 0}
     batches = [line for line in result.stderr.splitlines() if line.startswith("deliveries")]
     assert batches == ["deliveries: 500 deleted", "deliveries: 503 deleted"]
     left = {"young", "young, old try", "to be delivered"}

@@ -1,0 +1,37 @@
+"""flask audit: who changed what, or read it in the name of another."""
+
+import json
+from datetime import datetime
+
+import click
+from flask.cli import with_appcontext
+from sqlalchemy import select
+
+from service.commands.arguments import ROW_ID, TIME
+from service.commands.output import as_json, row_of, show
+from service.database.engine import db
+from service.database.models import AuditEntry
+
+
+@click.command()
+@click.option("--user", "user_id", type=ROW_ID, help="About this user, or by them.")
+@click.option("--since", type=TIME, help="From this time on (UTC).")
+@click.option("--limit", type=click.IntRange(1, 100_000), default=100, show_default=True)
+@as_json
+@with_appcontext
+def audit(user_id: int | None, since: datetime | None, limit: int, as_json: bool) -> None:
+    """Show the audit trail, newest first: who did what, when, and from which address.
+
+    It holds no key, code or text, and is kept for 12 times RETENTION_DAYS.
+    """
+    query = select(AuditEntry).order_by(AuditEntry.id.desc()).limit(limit)
+    if user_id is not None:
+        query = query.where(AuditEntry.user_id == user_id)
+    if since is not None:
+        query = query.where(AuditEntry.at >= since)
+    columns = ("id", "at", "actor", "address", "action", "user=user_id")
+    rows = [
+        row_of(entry, *columns) | {"details": json.loads(entry.details or "{}")}
+        for entry in db.session.scalars(query)
+    ]
+    show(rows, as_json)
