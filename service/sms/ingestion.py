@@ -2,10 +2,10 @@
 
 import time
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import selectinload
 
@@ -14,7 +14,7 @@ from service.database.columns import utcnow
 from service.database.writing import Transaction, is_duplicate_key, transact
 from service.keys import sha256
 from service.logs import event
-from service.sms import otp
+from service.sms import otp, ownership
 from service.sms.incoming import Sms
 from service.sms.providers import Source
 from service.waiting import waiters
@@ -24,23 +24,6 @@ from service.webhooks.delivery import deliver
 # How long before the end of the gateway's patience the receiver must have answered
 MARGIN_SECONDS = 0.5
 DUPLICATE_WINDOW = timedelta(minutes=10)
-
-# How far a gateway's clock may be behind ours
-CLOCK_SLACK = timedelta(minutes=2)
-
-# The assignments of a number before a time, newest first
-_HOLDERS = (
-    select(models.PhoneNumber, models.User)
-    .join(models.User, models.User.id == models.PhoneNumber.user_id)
-    .where(
-        models.PhoneNumber.digits == bindparam("digits"),
-        models.PhoneNumber.state == models.NumberState.ASSIGNED,
-        models.PhoneNumber.assigned_at <= bindparam("at"),
-    )
-    .order_by(models.PhoneNumber.assigned_at.desc(), models.PhoneNumber.id.desc())
-    .limit(1)
-)
-
 
 Claim = Callable[[Transaction], None]
 
@@ -171,61 +154,10 @@ def _owner(tx: Transaction, sms: Sms, source: Source) -> _Owner:
     The same id with another number or text is another SMS: ids start again when a phone is set up
     anew. Without an id, the same text under a new assignment of the number is another SMS.
     """
-    number, user, unmatched = _holder(tx, sms, source.is_main_server)
+    number, user, unmatched = ownership.holder_of(tx, sms, source.is_main_server)
     if sms.message_id:
         key = sha256("id", source.id, sms.message_id, sms.digits, sms.sms_text)
     else:
         assignment = str(number.id) if number else ""
         key = sha256("text", source.id, sms.digits, sms.sms_text, assignment)
     return _Owner(number, user, unmatched, key)
-
-
-_Holder = tuple[models.PhoneNumber | None, models.User | None, models.Unmatched | None]
-
-
-def _holder(tx: Transaction, sms: Sms, is_main_servers: bool) -> _Holder:
-    """The present holder of the number, unless the SMS was received before the number was theirs.
-
-    Then, if the main server tells it, whoever held the number at that time. A gateway's clock is
-    not ours: it may be a little behind, but only where nobody else held the number before can the
-    SMS be nobody else's.
-    """
-    if not sms.digits:
-        return None, None, models.Unmatched.UNKNOWN_RECIPIENT
-    now = utcnow()
-    at = min(_end_of_moment(sms.received_at or now), now)
-    if not (holder := _assigned_before(tx, sms.digits, now)):
-        return None, None, models.Unmatched.UNKNOWN_NUMBER
-    number, user = holder
-    assigned_at = number.assigned_at or now
-    if at >= assigned_at:
-        return number, user, None
-    if is_main_servers:
-        if earlier := _assigned_before(tx, sms.digits, at):
-            return *earlier, None
-    elif assigned_at - at <= CLOCK_SLACK and not _had_another_holder(tx, number):
-        return number, user, None
-    return None, None, models.Unmatched.ASSIGNMENT_CHANGED
-
-
-def _assigned_before(
-    tx: Transaction, digits: str, at: datetime
-) -> tuple[models.PhoneNumber, models.User] | None:
-    """The last assignment of the number up to the time `at`, and its user."""
-    row = tx.session.execute(_HOLDERS, {"digits": digits, "at": at}).first()
-    return (row[0], row[1]) if row else None
-
-
-def _had_another_holder(tx: Transaction, number: models.PhoneNumber) -> bool:
-    others = select(models.PhoneNumber.id).where(
-        models.PhoneNumber.digits == number.digits,
-        models.PhoneNumber.state == models.NumberState.ASSIGNED,
-        models.PhoneNumber.user_id != number.user_id,
-    )
-    return tx.session.scalar(others.limit(1)) is not None
-
-
-def _end_of_moment(time: datetime) -> datetime:
-    """A time in whole seconds, as SMS centres send it, may be anywhere in that second, so a number
-    assigned during that second counts as already assigned."""
-    return time if time.microsecond else time + timedelta(seconds=1, microseconds=-1)
