@@ -1,12 +1,13 @@
-"""What the commands take: ids, and times."""
+"""What the commands take: ids, times, months, and phone numbers."""
 
-from datetime import datetime
-from typing import Any
+from calendar import monthrange
+from datetime import date, datetime
+from typing import Any, NamedTuple
 
 import click
 from marshmallow import ValidationError
 
-from service.fields import MAX_ROW_ID, Moment
+from service.fields import MAX_ROW_ID, Moment, phone_digits
 
 
 class _RowId(click.ParamType[int]):
@@ -36,4 +37,36 @@ class _Time(click.ParamType[datetime]):
             return self.fail("must be a time such as 2026-11-26T09:30Z", param, ctx)
 
 
-ROW_ID, TIME = _RowId(), _Time()
+class _Number(click.ParamType[str]):
+    """A phone number in international form; loaded as digits."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        try:
+            return phone_digits(value)
+        except ValidationError as e:
+            return self.fail(str(e.messages[0]), param, ctx)
+
+
+class Period(NamedTuple):
+    """Days (UTC) from the first to the last, both included."""
+
+    first: date
+    last: date
+
+
+class _Month(click.ParamType[Period]):
+    """A month as its days."""
+
+    name = "month"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Period:
+        try:
+            first = date.fromisoformat(f"{value}-01")
+        except ValueError:
+            return self.fail("must be a month such as 2026-11", param, ctx)
+        return Period(first, first.replace(day=monthrange(first.year, first.month)[1]))
+
+
+ROW_ID, TIME, NUMBER, MONTH = _RowId(), _Time(), _Number(), _Month()

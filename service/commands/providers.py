@@ -12,10 +12,12 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
 from service import audit
+from service.commands.arguments import ROW_ID
 from service.commands.output import Row, as_json, row_of, show
 from service.database.engine import db
 from service.database.models import Provider
 from service.database.writing import Transaction, transact
+from service.keys import seal
 from service.sms.gateways import FORMATS, generic, recipients
 from service.sms.gateways.gateway import Options
 from service.sms.providers import create
@@ -98,15 +100,24 @@ def providers_add(
 
 
 def _add(tx: Transaction, name: str, format_: str, options: Options) -> tuple[Provider, str]:
+    namesake = tx.session.scalar(select(Provider).where(Provider.name == name, ~Provider.active))
+    if namesake:  # whose name is free
+        namesake.name = f"{name[:40]}.{namesake.id}"
+        tx.session.flush()
     audit.record(tx, "provider_added", provider=name, format=format_)
     return create(tx, name, format_, options)
 
 
 def _check(name: str, format_: str, given: Mapping[str, Any]) -> None:
-    """Raise BadParameter for a wrong name, and for an option that the format does not use."""
-    if not re.fullmatch(r"[\w.-]{1,64}", name):
-        sentence = "must be 1 to 64 letters, digits, '.', '_' or '-'"
+    """Raise BadParameter for a wrong name, and for options that the format does not take."""
+    if not re.fullmatch(r"[\w.-]{1,64}", name) or name.isdecimal():
+        sentence = "must be 1 to 64 letters, digits, '.', '_' or '-', and not digits alone"
         raise click.BadParameter(sentence, param_hint="NAME")
+    _check_options(format_, given)
+
+
+def _check_options(format_: str, given: Mapping[str, Any]) -> None:
+    """Raise BadParameter for an option that the format does not use, and a secret that is none."""
     for option, (part, why) in UNHEEDED.items():
         if given[option] not in (None, ()) and part not in FORMATS[format_].heeds:
             raise click.BadParameter(f"{format_} {why}", param_hint=f"--{option}")
@@ -159,19 +170,75 @@ def providers_list(as_json: bool) -> None:
     show_providers([provider_row(provider) for provider in rows], as_json)
 
 
+@providers.command("set")
+@click.argument("provider")
+@click.option("--secret", help="What the gateway signs with from now on; `none` for no signature.")
+@click.option("--number", "numbers", multiple=True, metavar="[SIM=]NUMBER", help="All its numbers.")
+@click.option("--reply", type=click.Choice(["empty", "default"]))
+@as_json
+def providers_set(
+    provider: str, secret: str | None, numbers: tuple[str, ...], reply: str | None, as_json: bool
+) -> None:
+    """Change a gateway, given by name or id; what is not given stays, and so do its format and its
+    key."""
+    given = {"secret": secret, "number": numbers, "reply": reply}
+    if not any(given.values()):
+        raise click.UsageError("say what to change: see `flask providers set --help`")
+    show_providers(provider_row(transact(_set, provider, given)), as_json)
+
+
+def _set(tx: Transaction, provider: str, given: Mapping[str, Any]) -> Provider:
+    row = _find(tx, provider)
+    set_anew = {
+        name: None if value in ("none", "default") else value for name, value in given.items()
+    }
+    _check_options(row.format, set_anew | {"field": ()})
+    options = json.loads(row.options or "{}")
+    if given["secret"]:
+        row.secret = set_anew["secret"] and seal(set_anew["secret"])
+    if given["number"]:
+        options["numbers"] = _numbers(given["number"])
+    if given["reply"]:
+        options["reply"] = set_anew["reply"]
+    row.options = json.dumps(options)
+    audit.record(tx, "provider_changed", provider=row.name, what=[n for n in given if given[n]])
+    return row
+
+
 @providers.command("disable")
 @click.argument("provider")
 @as_json
 def providers_disable(provider: str, as_json: bool) -> None:
     """Disable a gateway, given by name or id: its requests are refused."""
-    show_providers(provider_row(transact(_disable, provider)), as_json)
+    show_providers(provider_row(transact(_switch, provider, False)), as_json)
 
 
-def _disable(tx: Transaction, provider: str) -> Provider:
-    by = Provider.id == int(provider) if provider.isdecimal() else Provider.name == provider
-    row = tx.session.scalar(select(Provider).where(by))
-    if row is None:
-        raise click.BadParameter(f"there is no provider {provider}", param_hint="PROVIDER")
-    row.active = False
-    audit.record(tx, "provider_disabled", provider=row.name)
+@providers.command("enable")
+@click.argument("provider")
+@as_json
+def providers_enable(provider: str, as_json: bool) -> None:
+    """Enable a gateway again, given by name or id."""
+    show_providers(provider_row(transact(_switch, provider, True)), as_json)
+
+
+def _switch(tx: Transaction, provider: str, active: bool) -> Provider:
+    row = _find(tx, provider)
+    row.active = active
+    audit.record(tx, "provider_enabled" if active else "provider_disabled", provider=row.name)
     return row
+
+
+def _find(tx: Transaction, provider: str) -> Provider:
+    """The provider with this name or id; raises BadParameter."""
+    found = tx.session.scalar(select(Provider).where(Provider.name == provider))
+    if provider.isdecimal():
+        by_id = tx.session.get(Provider, ROW_ID.convert(provider, None, None))
+        if found and by_id and found is not by_id:  # named by an older version
+            sentence = f"{provider} is the name of one provider and the id of another, {by_id.name}"
+            raise click.BadParameter(
+                f"{sentence}: give a name, or the id {found.id}", param_hint="PROVIDER"
+            )
+        found = by_id or found
+    if found is None:
+        raise click.BadParameter(f"there is no provider {provider}", param_hint="PROVIDER")
+    return found

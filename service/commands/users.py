@@ -19,6 +19,16 @@ from service.keys import new_key, new_secret, sha256
 from service.numbers.formats import NumberFormat
 from service.webhooks import endpoint, guard
 
+
+class _DailyLimit(click.IntRange):
+    """A number of numbers, or `none`."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        return value if value == "none" else super().convert(value, param, ctx)
+
+
+DAILY_LIMIT = _DailyLimit(0, MAX_ID)
+
 users = AppGroup("users", help="The people who hold an API key.")
 
 
@@ -41,13 +51,13 @@ def find_user(tx: Transaction, user_id: int) -> User:
 
 def user_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The settings of a user, the same for `add` and `set`."""
-    option, limits = click.option, click.IntRange(0, MAX_ID)
+    option = click.option
     formats = click.Choice([str(number_format) for number_format in NumberFormat])
     for decorate in (
         option("--manager", metavar="ID", help="The manager's user id; `none` for no manager."),
         option("--webhook-url", metavar="URL", help="Where OTPs are POSTed; `none` for nowhere."),
         option("--number-format", type=formats),
-        option("--daily-limit", type=limits, help="Numbers a UTC day."),
+        option("--daily-limit", type=DAILY_LIMIT, help="Numbers a UTC day; `none` for any."),
     ):
         command = decorate(command)
     return command
@@ -59,7 +69,7 @@ def apply(
     manager: str | None,
     webhook_url: str | None,
     number_format: str | None,
-    daily_limit: int | None,
+    daily_limit: int | str | None,
     active: bool | None = None,
     approved: bool | None = None,
 ) -> None:
@@ -72,7 +82,7 @@ def apply(
     if number_format is not None:
         user.number_format = number_format
     if daily_limit is not None:
-        user.daily_limit = daily_limit
+        user.daily_limit = daily_limit if isinstance(daily_limit, int) else None
     if active is not None:
         user.active = active
     if approved is not None:
@@ -138,10 +148,17 @@ def _set(tx: Transaction, user_id: int, options: dict[str, Any]) -> User:
 
 
 @users.command("list")
+@click.option("--pending", is_flag=True, help="Only who is not approved yet.")
+@click.option("--name", metavar="PART", help="Only whose name has this in it.")
 @as_json
-def users_list(as_json: bool) -> None:
+def users_list(pending: bool, name: str | None, as_json: bool) -> None:
     """List the users."""
-    show([user_row(user) for user in db.session.scalars(select(User).order_by(User.id))], as_json)
+    query = select(User).where(User.removed_at.is_(None)).order_by(User.id)
+    if pending:
+        query = query.where(~User.approved)
+    if name:
+        query = query.where(User.name.icontains(name, autoescape=True))
+    show([user_row(user) for user in db.session.scalars(query)], as_json)
 
 
 @users.command("rotate-key")

@@ -17,6 +17,7 @@ class NumberState(StrEnum):
     REQUESTED = "requested"
     ASSIGNED = "assigned"
     UNKNOWN = "unknown"  # the main server may have granted a number that never reached us
+    REFUSED = "refused"  # an unknown one, of which the operator found that it was not granted
 
 
 class DeliveryState(StrEnum):
@@ -33,6 +34,7 @@ class Unmatched(StrEnum):
     UNKNOWN_NUMBER = "unknown_number"
     UNKNOWN_RECIPIENT = "unknown_recipient"  # the gateway does not tell whom it is for
     ASSIGNMENT_CHANGED = "assignment_changed"  # it may be for somebody who held the number before
+    USER_REMOVED = "user_removed"
 
 
 # The webhook state that users see for a message that fires none

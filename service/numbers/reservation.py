@@ -77,7 +77,7 @@ def _reserve(
         tx.store(row)
     elif (row.country_id, row.operator_id) != (country_id, operator_id):
         raise BadRequest("Idempotency-Key was used with another country_id or operator_id")
-    elif row.state == NumberState.ASSIGNED or _is_under_way(row, now):
+    elif row.state == NumberState.ASSIGNED or is_under_way(row, now):
         return row, False
     else:
         # Its call died or never got the answer: ask again, with the same key
@@ -105,7 +105,8 @@ def _row_of_key(
     return row
 
 
-def _is_under_way(row: PhoneNumber, now: datetime) -> bool:
+def is_under_way(row: PhoneNumber, now: datetime) -> bool:
+    """Whether the main server may still be being asked for the number of this row."""
     return row.state == NumberState.REQUESTED and row.requested_at > now - _request_lease()
 
 

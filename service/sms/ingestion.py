@@ -122,9 +122,8 @@ def _store(tx: Transaction, sms: Sms, source: Source, claim: Claim) -> _Stored:
         created_at=now,
     )
     tx.store(message)
-    has_code, delivery = message.otp_code is not None, None
-    if user and has_code and user.webhook_url:
-        delivery = queue.add(tx, message, user)
+    has_code = message.otp_code is not None
+    delivery = queue.add_otp(tx, message, user) if user else None
     if user:
         tx.count(user.id, now, sms=1, otps=int(has_code))
     else:

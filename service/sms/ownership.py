@@ -43,6 +43,8 @@ def holder_of(tx: Transaction, sms: Sms, is_main_servers: bool) -> Holder:
         return None, None, models.Unmatched.UNKNOWN_NUMBER
     number, user = holder
     assigned_at = number.assigned_at or now
+    if user.removed_at:
+        return None, None, models.Unmatched.USER_REMOVED
     if at >= assigned_at:
         return number, user, None
     if is_main_servers:

@@ -47,13 +47,15 @@ def payload(message: Message) -> bytes:
     return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def add(tx: Transaction, message: Message, user: User) -> Delivery:
-    """Store the Delivery of a stored message.
+def add_otp(tx: Transaction, message: Message, user: User) -> Delivery | None:
+    """Store the Delivery of a stored message; None if it has no code, or the user no webhook.
 
     It is leased to the caller, who commits and then calls deliver(): after a crash in between, it
     becomes due when the lease expires. If the user is inactive or the endpoint disabled, it is
     `dead`, to be seen and redelivered; if its circuit is open, it is left to the worker.
     """
+    if message.otp_code is None or not user.webhook_url:
+        return None
     now = utcnow()
     if not user.may_call or user.webhook_disabled_at:
         reason = Reason.DISABLED if user.may_call else Reason.USER_INACTIVE

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import threading
 import time
-from datetime import timedelta
+from datetime import UTC, date, datetime, timedelta
 
 import pytest
 import requests
@@ -355,6 +355,56 @@ def test_purge_deletes_what_is_older_than_retention_days_and_nothing_else(
 # --- summary ------------------------------------------------------------------------------
 
 
+def test_a_month_is_billed_from_its_csv(app, flask, make_user):
+    ann, ben = make_user(), make_user(name="=HYPERLINK(1)", daily_limit=30)
+    days = [date(2026, 1, 31), date(2026, 2, 1), date(2026, 2, 28), date(2026, 3, 1)]
+    with app.app_context():
+        for n, day in enumerate(days):
+            at = datetime.combine(day, datetime.min.time(), UTC)
+            transact(lambda tx, at=at, n=n: tx.count(ann.id, at, numbers=10**n, sms=1))
+        transact(lambda tx: tx.count(ben.id, datetime(2026, 2, 28, 23, 59, 59, tzinfo=UTC), otps=7))
+    counts = "requests,numbers,sms,otps,webhooks_delivered"
+    assert flask("summary", "--month", "2026-02", "--csv").splitlines() == [
+        f"day,user_id,name,daily_limit,{counts}",
+        f"2026-02-01,{ann.id},Ann,,0,10,1,0,0",
+        f"2026-02-28,{ann.id},Ann,,0,100,1,0,0",
+        f"2026-02-28,{ben.id},'=HYPERLINK(1),30,0,0,0,7,0",
+        f"total,{ann.id},Ann,,0,110,2,0,0",
+        f"total,{ben.id},'=HYPERLINK(1),30,0,0,0,7,0",
+        "total,,,,0,110,2,7,0",
+    ]
+    month = flask("summary", "--month", "2026-02", "--json")
+    assert (month["total"]["numbers"], [day["day"] for day in month["days"]]) == (
+        110,
+        ["2026-02-01", "2026-02-28"],
+    )
+    assert [user["daily_limit"] for user in month["users"]] == [None, 30]
+    for bad in ("2026", "2026-13", "11-2026", ""):
+        assert "--month" in flask("summary", "--month", bad, exit_code=2)
+
+
+def test_a_limit_can_be_lifted_again(flask, make_user):
+    user = make_user()
+    assert flask("users", "set", user.id, "--daily-limit", 0, "--json")["daily_limit"] == 0
+    assert flask("users", "set", user.id, "--daily-limit", "none", "--json")["daily_limit"] is None
+    assert "--daily-limit" in flask(
+        "users", "set", user.id, "--daily-limit", "nothing", exit_code=2
+    )
+
+
+def test_users_are_found_by_a_part_of_their_name_and_by_what_they_wait_for(flask):
+    for name, *options in (("Ann Smith",), ("Ben Smithers", "--pending"), ("100%",), ("1000",)):
+        flask("users", "add", name, *options)
+
+    def found(*options):
+        return [user["name"] for user in flask("users", "list", *options, "--json")]
+
+    assert found("--name", "smith") == ["Ann Smith", "Ben Smithers"]
+    assert found("--name", "0%") == ["100%"]
+    assert found("--pending") == ["Ben Smithers"]
+    assert found("--pending", "--name", "ann") == []
+
+
 def test_summary_of_so_many_days(app, flask, make_user, assign):
     """Today is the last of them; by default there are 30."""
     user, today = make_user(), utcnow().date()
@@ -423,8 +473,8 @@ def test_summary_counts_in_all_per_day_and_per_user(make_app, flask, make_user):
     data = flask("summary", "--json")
     counts = {"requests": 3, "numbers": 1, "sms": 1, "otps": 1, "webhooks_delivered": 0}
     assert data["total"] == counts | {"unmatched": 0}
-    silent = {"without_sms": 0, "share_without_sms": 0}
-    assert data["users"] == [counts | {"user_id": user.id, "name": "Ann"} | silent]
+    more = {"daily_limit": None, "without_sms": 0, "share_without_sms": 0}
+    assert data["users"] == [counts | {"user_id": user.id, "name": "Ann"} | more]
     assert [day["numbers"] for day in data["days"]] == [1]
     assert data["states"] == {"phone_numbers assigned": 1, "phone_numbers unknown": 1}
     assert re.search(r"^numbers +1$", flask("summary"), re.M)

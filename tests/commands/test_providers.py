@@ -4,10 +4,11 @@ import shlex
 
 import pytest
 
+from service.database.models import Provider
 from service.sms.gateways import FORMATS
 from tests.databases import on_sqlite
 from tests.fixtures import new_secret
-from tests.records import messages
+from tests.records import change, messages
 
 N, M = "12025550123", "447400849540"
 
@@ -24,6 +25,67 @@ def add(flask):
 
 def listed(flask):
     return flask("providers", "list", "--json")
+
+
+def test_a_gateway_is_changed_but_for_its_format_and_key(client, flask, add):
+    path = add("android-sms-gateway", "--number", N, "--json")["ingest_path"]
+    changed = flask("providers", "set", "gw", "--number", f"+{M}", "--number", f"2={N}", "--json")
+    assert (changed["numbers"], changed["format"]) == ({"": M, "2": N}, "android-sms-gateway")
+    assert client.post(path, json={}).status_code == 400
+    flask("providers", "set", 1, "--secret", "s3cret")
+    assert client.post(path, json={}).status_code == 401
+    flask("providers", "set", 1, "--secret", "none")
+    assert client.post(path, json={}).status_code == 400
+    assert listed(flask)[0]["numbers"] == {"": M, "2": N}
+    for args in (
+        ("gw",),
+        ("gw", "--number", "x"),
+        ("no", "--secret", "s"),
+    ):
+        assert "Error" in flask("providers", "set", *args, exit_code=2)
+    changed = [e["details"] for e in flask("audit", "--json") if e["action"] == "provider_changed"]
+    assert changed[::-1] == [
+        {"provider": "gw", "what": ["number"]},
+        {"provider": "gw", "what": ["secret"]},
+        {"provider": "gw", "what": ["secret"]},
+    ]
+
+
+def test_the_answer_of_a_generic_gateway_is_changed(client, flask, add):
+    path = add("generic", "--json")["ingest_path"]
+    add("kannel", name="k")
+    assert "own answer" in flask("providers", "set", "k", "--reply", "empty", exit_code=2)
+    for reply in ("empty", "default"):
+        flask("providers", "set", "gw", "--reply", reply)
+        answer = client.post(path, json={"to": N, "text": "hi"})
+        assert (answer.data == b"") == (reply == "empty")
+
+
+def test_a_disabled_gateway_is_enabled_again_and_its_name_can_be_used_meanwhile(client, flask, add):
+    path = add("generic", "--json")["ingest_path"]
+    flask("providers", "disable", "gw")
+    flask("providers", "enable", "gw")
+    sms = {"to": N, "text": "hi", "id": "1"}
+    assert client.post(path, json=sms).status_code == 200
+    flask("providers", "disable", "gw")
+    second = add("kannel", "--json")
+    assert [(row["name"], row["active"]) for row in listed(flask)] == [
+        ("gw.1", False),
+        ("gw", True),
+    ]
+    flask("providers", "enable", 1)
+    assert client.post(path, json=sms).json["data"]["duplicate"] is True
+    assert flask("providers", "disable", "gw", "--json")["id"] == second["id"]
+
+
+def test_digits_are_an_id_and_no_name(app, flask, add):
+    """A name of digits alone would leave open which one is meant."""
+    assert "digits alone" in add("generic", name="2", exit_code=2)
+    add("generic", name="a"), add("generic", name="b")
+    change(app, Provider, 1, name="2")  # by an older version
+    assert "is the name of one provider" in flask("providers", "disable", 2, exit_code=2)
+    assert flask("providers", "disable", "b", "--json")["id"] == 2
+    assert flask("providers", "disable", 1, "--json")["name"] == "2"
 
 
 @pytest.mark.parametrize(
