@@ -8,19 +8,11 @@ from urllib.parse import urlsplit
 from flask import current_app
 
 from service import dialling
+from service.webhooks.special_addresses import EMBEDDING, FORBIDDEN_V4, FORBIDDEN_V6, GLOBAL_V6
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 MAX_URL = 2048
 RESOLVE_SECONDS = 3
-# The special parts of global unicast (https://www.iana.org/assignments/iana-ipv6-special-registry):
-# Teredo and other protocol assignments, documentation, 6to4
-_SPECIAL_V6 = "2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20"
-_GLOBAL_V6 = ipaddress.ip_network("2000::/3")
-# 6to4 relays, multicast, and a cloud's metadata service on a public address
-_SPECIAL_V4 = "192.88.99.0/24", "224.0.0.0/4", "168.63.129.16/32"
-_SPECIAL = [ipaddress.ip_network(network) for network in _SPECIAL_V4 + _SPECIAL_V6]
-# NAT64: the last 32 bits are an IPv4 address, which a translator dials (RFC 6052)
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
 # Shown as nothing, or as a space, beside those of the category "format": Unicode's
 # Default_Ignorable_Code_Point, and the blank of Braille
 _BLANKS = re.compile(
@@ -40,18 +32,16 @@ def may_dial(address: str) -> bool:
     allowed = current_app.config["WEBHOOK_ALLOWED_NETWORKS"]
     if any(ip in network or given in network for network in allowed):
         return True
-    if not ip.is_global or any(ip in network for network in _SPECIAL):
-        return False
-    return ip.version == 4 or ip in _GLOBAL_V6
+    if isinstance(ip, ipaddress.IPv4Address):
+        return not any(ip in network for network in FORBIDDEN_V4)
+    return ip in GLOBAL_V6 and not any(ip in network for network in FORBIDDEN_V6)
 
 
 def _embedded(ip: IPAddress) -> ipaddress.IPv4Address | None:
     """The IPv4 address that is reached by way of this IPv6 one."""
-    if not isinstance(ip, ipaddress.IPv6Address):
-        return None
-    if ip in _NAT64:
+    if any(ip in network for network in EMBEDDING):
         return ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-    return ip.ipv4_mapped
+    return None
 
 
 def check_url(url: str) -> None:
