@@ -48,6 +48,7 @@ def create_app(config: Config | None = None) -> Flask:
         app.wsgi_app = proxied  # type: ignore[method-assign]  # as Flask documents it
 
     db.init_app(app)
+    _keep_private(Path(app.instance_path))
     migrations = str(Path(__file__).with_name("migrations"))
     migrate.init_app(app, db, directory=migrations, render_as_batch=False)
     with app.app_context():
@@ -70,11 +71,18 @@ def _log_stream() -> str:
     return "stdout" if command is None or command.info_name == "run" else "stderr"
 
 
+def _keep_private(folder: Path) -> None:
+    """Let nobody else on this machine look into instance/, which holds the database and a key."""
+    with contextlib.suppress(OSError):  # there is none yet, or it is another's
+        if folder.stat().st_mode & 0o077:
+            folder.chmod(0o700)
+
+
 def _development_secret(folder: Path) -> str:
     """A random key kept in instance/, for one machine; raises ConfigError if it cannot be kept."""
     path = folder / "secret_key"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not path.exists():
             # Written atomically, since several processes start at once
             with tempfile.NamedTemporaryFile("w", dir=folder) as draft:

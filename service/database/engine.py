@@ -1,9 +1,12 @@
 """The connection to the database: SQLite, MySQL, or a Galera cluster."""
 
+import contextlib
+import os
 import random
 import sqlite3
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, cast
 
 import pymysql
@@ -123,6 +126,10 @@ def set_up_sqlite(engine: Engine) -> None:
     waits for a lock, since that would stop every call of a process that is one thread.
     """
 
+    @event.listens_for(engine, "do_connect")
+    def _before(_dialect: Any, _record: Any, args: Any, _params: Any) -> None:
+        keep_private(Path(args[0]))
+
     @event.listens_for(engine, "connect")
     def _connect(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # the driver must not emit BEGIN itself
@@ -132,6 +139,8 @@ def set_up_sqlite(engine: Engine) -> None:
         _when_free(connection.execute, "PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")
+        # What is purged is overwritten
+        connection.execute("PRAGMA secure_delete=ON")
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Any) -> None:
@@ -142,6 +151,20 @@ def set_up_sqlite(engine: Engine) -> None:
     def _execute(cursor: Any, statement: str, parameters: Any, _context: Any) -> bool:
         _when_free(cursor.execute, statement, parameters)
         return True  # SQLAlchemy needs not execute it
+
+
+def keep_private(path: Path) -> None:
+    """Let nobody else on this machine read the database: it holds codes. SQLite gives the files
+    beside it the same mode."""
+    if path.name in ("", ":memory:"):
+        return
+    # Only what does not exist is opened: closing a file would release this process's locks on it
+    with contextlib.suppress(OSError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    for file in (path, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")):
+        with contextlib.suppress(OSError):  # there is none, or it is another's
+            if file.stat().st_mode & 0o077:
+                file.chmod(0o600)
 
 
 def _when_free(execute: Callable[..., Any], *statement: Any) -> None:
