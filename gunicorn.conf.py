@@ -31,6 +31,11 @@ max_requests = 10000
 max_requests_jitter = 1000
 control_socket_disable = True
 
+# No header of a caller sets SCRIPT_NAME or the like, or the scheme: TRUSTED_PROXIES alone decides
+forwarder_headers = ""
+forwarded_allow_ips = ""
+secure_scheme_headers: dict[str, str] = {}
+
 # A gateway's GET may carry a long SMS
 limit_request_line = 8190
 

@@ -43,6 +43,15 @@ def unseal(sealed: str) -> str:
         raise Unreadable("sealed under another SECRET_KEY") from e
 
 
+def is_readable(sealed: str) -> bool:
+    """Whether unseal() can read it."""
+    try:
+        unseal(sealed)
+    except Unreadable:
+        return False
+    return True
+
+
 @lru_cache(4)
 def _box(secret_key: str) -> Fernet:
     # Hashed to get the right length, and prefixed, since SECRET_KEY signs sessions as well

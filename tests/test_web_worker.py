@@ -258,6 +258,20 @@ def test_a_body_that_is_too_long_is_refused_unread(gunicorn, connect, make_provi
     assert (status[:3], json.loads(body)["status"]) == ("413", "error")
 
 
+FORGED = b"SCRIPT_NAME: /public\r\nPATH_INFO: /healthz\r\nREMOTE_USER: ann\r\n"
+BY_HTTPS = b"X-Forwarded-Proto: https\r\nX-Forwarded-SSL: on\r\nX-Forwarded-Protocol: ssl\r\n"
+
+
+@pytest.mark.parametrize("proxies", [0, 1])
+def test_no_header_of_a_caller_changes_what_is_asked_for_or_how(gunicorn, connect, proxies):
+    """Not even from the same machine; and the scheme is a declared proxy's to tell."""
+    _, url = gunicorn(TRUSTED_PROXIES=str(proxies))
+    head = b"GET / HTTP/1.1\r\nHost: x\r\n"
+    status, header, _ = answer(connect(url, head + FORGED + BY_HTTPS + b"\r\n"))
+    assert (status[:3], header["location"]) == ("302", "/profile")
+    assert ("strict-transport-security" in header) == bool(proxies)
+
+
 # --- slow peers ---------------------------------------------------------------------------
 
 

@@ -1,24 +1,50 @@
 """The checks of `flask doctor`; each yields a sentence about what is wrong."""
 
+import contextlib
+import functools
+import ipaddress
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
+from urllib.parse import urlsplit
 
 from flask import current_app
-from sqlalchemy import QueuePool, text
+from sqlalchemy import QueuePool, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from service import upstream
+from service.database.columns import utcnow
 from service.database.engine import db
 from service.database.health import unwritable
+from service.database.models import Message, Provider, User
 from service.database.schema import is_current
+from service.keys import is_readable
 from service.logs import describe
 from service.webhooks import queue
+
+MIN_SYSTEM_KEY = 16
+Check = Callable[[], Iterator[str]]
 
 
 def run() -> list[str]:
     """The findings of all checks; empty if there is nothing to report."""
     return [sentence for check in CHECKS for sentence in check()]
+
+
+def needs_database(check: Check) -> Check:
+    """Let a check find nothing where the database is away: schema() says so."""
+
+    @functools.wraps(check)
+    def run() -> Iterator[str]:
+        try:
+            yield from check()
+        except SQLAlchemyError:
+            return
+        finally:
+            db.session.rollback()
+
+    return run
 
 
 def main_server() -> Iterator[str]:
@@ -34,6 +60,25 @@ def main_server() -> Iterator[str]:
         yield f"the main server answered {e.status}{wrong}"
     except upstream.UpstreamError as e:
         yield f"the main server cannot be used: {type(e).__name__}: {e}"
+
+
+def system_key() -> Iterator[str]:
+    """The main server chooses the key, and tells its address."""
+    if 0 < len(current_app.config["SYSTEM_API_KEY"] or "") < MIN_SYSTEM_KEY:
+        yield (
+            f"SYSTEM_API_KEY has fewer than {MIN_SYSTEM_KEY} characters, so it can be guessed: "
+            "ask the main server for a longer one"
+        )
+    url = urlsplit(current_app.config["MAIN_SERVER_URL"] or "")
+    if url.scheme == "http" and not is_this_machine(url.hostname or ""):
+        yield "MAIN_SERVER_URL is http, which shows SYSTEM_API_KEY to all on the way: use https"
+
+
+def is_this_machine(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def secret_key() -> Iterator[str]:
@@ -60,17 +105,25 @@ def lasting_disk() -> Iterator[str]:
         yield "the database is SQLite on a disk that this platform throws away: set DATABASE_URL"
 
 
+def private_files() -> Iterator[str]:
+    """The database's file and instance/ are their owner's alone; they are made so at each start,
+    unless they are another's."""
+    paths = [Path(current_app.instance_path)]
+    if db.engine.dialect.name == "sqlite" and db.engine.url.database:
+        paths.append(Path(db.engine.url.database))
+    for path in paths:
+        with contextlib.suppress(OSError):  # it is not there
+            if path.stat().st_mode & 0o077:
+                yield f"other accounts of this machine can read {path.name}: run `chmod go= {path}`"
+
+
+@needs_database
 def connections() -> Iterator[str]:
     """The pools of all processes fit into the database server's limit."""
     if db.engine.dialect.name == "sqlite":
         return
     limits = "SELECT @@max_connections, @@max_user_connections"
-    try:
-        allowed = min(limit for limit in db.session.execute(text(limits)).one() if limit)
-    except SQLAlchemyError:
-        return  # reported by schema()
-    finally:
-        db.session.rollback()
+    allowed = min(limit for limit in db.session.execute(text(limits)).one() if limit)
     processes = current_app.config["WEB_CONCURRENCY"] + 1
     size = db.engine.pool.size() if isinstance(db.engine.pool, QueuePool) else 1
     if size * processes > allowed:
@@ -80,16 +133,38 @@ def connections() -> Iterator[str]:
         )
 
 
+@needs_database
 def due_deliveries() -> Iterator[str]:
     """A worker claims what is due within a second: what has long been due has no worker."""
-    try:
-        late = queue.due_count(late=timedelta(minutes=1))
-    except SQLAlchemyError:
-        return  # reported by schema()
-    finally:
-        db.session.rollback()
-    if late:
+    if late := queue.due_count(late=timedelta(minutes=1)):
         yield f"{late} webhook deliveries are due and no worker takes them"
 
 
-CHECKS = (main_server, secret_key, schema, lasting_disk, connections, due_deliveries)
+@needs_database
+def old_messages() -> Iterator[str]:
+    """The worker purges daily; a day and an hour late, it does not."""
+    days = current_app.config["RETENTION_DAYS"]
+    oldest = db.session.scalar(select(Message.created_at).order_by(Message.id).limit(1))
+    if oldest and oldest < utcnow() - timedelta(days=days + 1, hours=1):
+        yield (
+            f"there are messages older than RETENTION_DAYS ({days}), since {oldest:%Y-%m-%d}: "
+            "run a worker, which purges daily, or `flask purge`"
+        )
+
+
+@needs_database
+def sealed_secrets() -> Iterator[str]:
+    """SECRET_KEY opens every secret that is stored."""
+    for title, column in (("users' webhook secrets", User.webhook_secret),
+                          ("providers' secrets", Provider.secret)):  # fmt: skip
+        stored = select(column).where(column.is_not(None))
+        if column.class_ is User:
+            stored = stored.where(User.removed_at.is_(None))
+        rows = db.session.scalars(stored.execution_options(yield_per=1000))
+        if lost := sum(not is_readable(sealed) for sealed in rows if sealed):
+            yield f"{lost} {title} are sealed under another SECRET_KEY: set it, or rotate them"
+
+
+# What a process logs when it starts, and what `flask doctor` adds to it
+LOCAL = (system_key, secret_key, schema, lasting_disk, private_files, connections)
+CHECKS = (main_server, *LOCAL, due_deliveries, old_messages, sealed_secrets)

@@ -75,8 +75,7 @@ def apply(
 ) -> None:
     """Set the given options of a user of `tx`; raises BadParameter."""
     if manager is not None:
-        is_none = manager == "none"
-        user.manager_id = None if is_none else find_user(tx, ROW_ID.convert(manager, None, None)).id
+        user.manager_id = None if manager == "none" else _manager(tx, user, manager)
     if webhook_url is not None:
         endpoint.set_url(tx, user, None if webhook_url == "none" else webhook_url)
     if number_format is not None:
@@ -89,6 +88,16 @@ def apply(
         user.approved = approved
     if not user.may_call:
         records.end_sessions(user)
+
+
+def _manager(tx: Transaction, user: User, given: str) -> int:
+    """The id of the manager; raises BadParameter if nobody would be at the top then."""
+    manager = above = find_user(tx, ROW_ID.convert(given, None, None))
+    while above.id != user.id and above.manager_id is not None:
+        above = tx.session.get_one(User, above.manager_id)
+    if above.id == user.id:
+        raise click.BadParameter(f"user {user.id} is above them already", param_hint="--manager")
+    return manager.id
 
 
 def user_row(user: User) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import subprocess
 import threading
 import time
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 
 import pytest
 import requests
@@ -15,6 +16,7 @@ from sqlalchemy import delete, inspect, select, update
 from standardwebhooks import Webhook
 
 from config import ConfigError
+from service.commands import checks
 from service.database.columns import utcnow
 from service.database.engine import db
 from service.database.models import (
@@ -27,7 +29,7 @@ from service.database.models import (
     UserSummary,
 )
 from service.database.writing import transact
-from tests.conftest import MAIN, SYSTEM_KEY
+from tests.conftest import SYSTEM_KEY
 from tests.databases import on_mariadb
 from tests.fixtures import BIN, NUMBER, ROOT
 from tests.mariadb import free_port
@@ -383,6 +385,20 @@ def test_a_month_is_billed_from_its_csv(app, flask, make_user):
         assert "--month" in flask("summary", "--month", bad, exit_code=2)
 
 
+@on_sqlite
+def test_nobody_manages_themselves(flask, make_user):
+    for n in range(3):
+        make_user(name=f"user {n}")
+    flask("users", "set", 2, "--manager", 1)
+    flask("users", "set", 3, "--manager", 2)
+    for user, manager in ((1, 1), (1, 2), (1, 3), (2, 3)):
+        assert "--manager" in flask("users", "set", user, "--manager", manager, exit_code=2)
+    assert [row["manager"] for row in flask("users", "list", "--json")] == [None, 1, 2]
+    flask("users", "set", 3, "--manager", 1)
+    for bad in (99, "x", "9" * 26):
+        assert "Error" in flask("users", "set", 3, "--manager", bad, exit_code=2)
+
+
 def test_a_limit_can_be_lifted_again(flask, make_user):
     user = make_user()
     assert flask("users", "set", user.id, "--daily-limit", 0, "--json")["daily_limit"] == 0
@@ -508,7 +524,10 @@ def test_doctor_finds_nothing_wrong_with_a_good_deployment(make_app, flask):
     [
         ({"MAIN_SERVER_URL": ""}, "MAIN_SERVER_URL is not set"),
         ({"SYSTEM_API_KEY": ""}, "SYSTEM_API_KEY is not set"),
-        ({"SYSTEM_API_KEY": "wrong"}, "the main server answered 401 (is SYSTEM_API_KEY wrong?)"),
+        (
+            {"SYSTEM_API_KEY": "a wrong key, not short"},
+            "the main server answered 401 (is SYSTEM_API_KEY wrong?)",
+        ),
         (
             {"SECRET_KEY": ""},
             "SECRET_KEY is not set: the one in instance/secret_key serves this machine only",
@@ -544,12 +563,76 @@ def test_doctor_says_what_is_misconfigured_and_exits_1(make_app, flask, env, pro
 )  # fmt: skip
 def test_doctor_finds_this_and_nothing_else(make_app, flask, requests_mock, env, answer, problems):
     good = {"json": {"status": "success", "data": {"countries": [], "operators": []}}}
-    requests_mock.get(f"{MAIN}/api/init/{SYSTEM_KEY}", **(answer or good))
-    runner = make_app(**env).test_cli_runner()
+    url = "https://main.test"
+    requests_mock.get(f"{url}/api/init/{SYSTEM_KEY}", **(answer or good))
+    runner = make_app(**{"MAIN_SERVER_URL": url} | env).test_cli_runner()
     found = flask("doctor", "--json", exit_code=1 if problems else 0, runner=runner)
     assert found == {"ok": not problems, "problems": problems}
     text = flask("doctor", exit_code=1 if problems else 0, runner=runner)
     assert text == "".join(f"problem: {problem}\n" for problem in problems) or "ok\n"
+
+
+@on_sqlite
+@pytest.mark.parametrize(
+    ("url", "is_open"),
+    [
+        ("http://main.test", True),
+        ("http://10.0.0.1:8000", True),
+        ("http://[2001:db8::1]/x", True),
+        ("https://main.test", False),
+        ("http://127.0.0.1:8000", False),
+        ("http://[::1]", False),
+        ("http://localhost/x", False),
+    ],
+)
+def test_doctor_warns_of_a_key_that_is_sent_in_the_clear(make_app, url, is_open):
+    with make_app(MAIN_SERVER_URL=url).app_context():
+        assert bool([*checks.system_key()]) is is_open
+
+
+@on_sqlite
+@pytest.mark.parametrize(("key", "is_short"), [("a", True), ("x" * 15, True), ("x" * 16, False)])
+def test_doctor_warns_of_a_short_system_key(make_app, key, is_short):
+    with make_app(SYSTEM_API_KEY=key).app_context():
+        found = [*checks.system_key()]
+        assert [sentence for sentence in found if "fewer than 16 characters" in sentence] == found[
+            : int(is_short)
+        ]
+        assert not [sentence for sentence in found if key in sentence.split()]
+
+
+def test_doctor_counts_the_secrets_that_cannot_be_read(app, make_app, make_user, make_provider):
+    for n in range(3):
+        make_user(name=f"user {n}")
+    make_provider(secret="no seal")
+    make_provider("other")
+    change(app, User, 1, webhook_secret="nor this")
+    with app.app_context():
+        one, other = checks.sealed_secrets()
+    assert one.startswith("1 users' webhook secrets are") and other.startswith("1 providers' ")
+    with make_app(SECRET_KEY="another").app_context():
+        assert next(checks.sealed_secrets()).startswith("3 users'")
+
+
+@pytest.mark.parametrize(
+    ("age", "is_late"), [({"days": 31}, False), ({"days": 31, "hours": 2}, True)]
+)
+def test_doctor_tells_that_nobody_purges(app, client, make_provider, age, is_late):
+    client.post(make_provider(), json={"to": NUMBER, "text": "hi"})
+    change(app, Message, 1, created_at=utcnow() - timedelta(**age))
+    with app.app_context():
+        found = [*checks.old_messages()]
+    assert [("flask purge" in sentence) for sentence in found] == [True] * is_late
+
+
+@on_sqlite
+def test_doctor_tells_who_can_read_the_database(app):
+    with app.app_context():
+        assert [*checks.private_files()] == []
+        path = Path(db.engine.url.database)
+        path.chmod(0o640)
+        [found] = checks.private_files()
+        assert str(path) in found and "chmod" in found
 
 
 @on_sqlite
