@@ -39,9 +39,6 @@ secure_scheme_headers: dict[str, str] = {}
 # A gateway's GET may carry a long SMS
 limit_request_line = 8190
 
-accesslog = "-"
-# No query string: it holds users' values; the formatter masks keys in the path
-access_log_format = (
-    'event=request method=%(m)s path="%(U)s" status=%(s)s us=%(D)s id=%({x-request-id}o)s'
-)
+# The application logs each request, by its route
+accesslog = None
 logconfig_dict = logs.dict_config(settings.LOG_LEVEL)

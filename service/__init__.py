@@ -38,7 +38,6 @@ def create_app(config: Config | None = None) -> Flask:
     app.json.sort_keys = False  # type: ignore[attr-defined]  # on Flask's default provider
     app.json.ensure_ascii = False  # type: ignore[attr-defined]  # escapes treble most texts
     app.url_map.merge_slashes = False  # a key may contain "//", and must not be redirected
-    logs.hide(config.SYSTEM_API_KEY)
     if not config.SECRET_KEY:
         app.config["SECRET_KEY"] = _development_secret(Path(app.instance_path))
         app.config["SECRET_KEY_IS_OWN"] = True
@@ -56,7 +55,7 @@ def create_app(config: Config | None = None) -> Flask:
             set_up_sqlite(db.engine)
         else:
             set_up_mysql(db.engine, config.DATABASE_HOSTS)
-    for part in (limits, waiting, upstream, queue, attempt, pace, by_hand, session, commands):
+    for part in (logs, limits, waiting, upstream, queue, attempt, pace, by_hand, session, commands):
         part.init_app(app)
     app.register_blueprint(routes.bp)
     app.register_blueprint(pages.bp)
@@ -102,7 +101,8 @@ def _answer_error(error: Exception) -> Any:
 
 
 def _add_headers(response: Response) -> Response:
-    """Add the request id, and headers that forbid scripts, framing and leaks, to every response."""
+    """Add the request id, and headers that forbid scripts, framing and leaks, to every response,
+    and log it."""
     response.headers.setdefault("Content-Security-Policy", POLICY)
     response.headers.setdefault("X-Content-Type-Options", "nosniff")
     response.headers.setdefault("X-Frame-Options", "DENY")
@@ -112,4 +112,5 @@ def _add_headers(response: Response) -> Response:
     if request.endpoint != "static":
         response.headers.setdefault("Cache-Control", "no-store")
     response.headers["X-Request-ID"] = logs.request_id()
+    logs.log_request(response)
     return response

@@ -8,6 +8,7 @@ from flask import g, has_request_context, request
 
 from service.database.models import AuditEntry
 from service.database.writing import Transaction
+from service.logs import note_caller
 
 
 class Actor(StrEnum):
@@ -19,9 +20,10 @@ class Actor(StrEnum):
     NOBODY = "nobody"  # a request without a valid key
 
 
-def acts_as(actor: Actor) -> None:
+def acts_as(actor: Actor, user_id: int | None = None) -> None:
     """Note who makes this request, once the key or the session is known."""
     g.actor = actor
+    note_caller(user_id=user_id, by=None if actor is Actor.USER else actor)
 
 
 def is_system_key() -> bool:

@@ -29,7 +29,7 @@ def user_by_key(key: str) -> User:
     user = db.session.scalar(_USER, {"key_hash": sha256(key)})
     if user is None or not user.may_call:
         raise errors.InvalidApiKey
-    audit.acts_as(audit.Actor.USER)
+    audit.acts_as(audit.Actor.USER, user.id)
     return user
 
 
@@ -54,7 +54,10 @@ def require_key(path_key: str | None) -> User | None:
     key = given_key(path_key)
     if key is None:
         raise errors.MissingCredentials
-    return None if is_system_key(key) else user_by_key(key)
+    if not is_system_key(key):
+        return user_by_key(key)
+    audit.acts_as(audit.Actor.SYSTEM_KEY)
+    return None
 
 
 def calling_user(path_key: str | None) -> User:
@@ -72,6 +75,7 @@ def calling_user(path_key: str | None) -> User:
     user = db.session.get(User, user_id)
     if user is None or not user.may_call:
         raise errors.TargetUserNotFound
+    audit.acts_as(audit.Actor.SYSTEM_KEY, user.id)
     return user
 
 

@@ -45,7 +45,8 @@ class CallFailed(Exception):
 
     def __init__(self, kind: str, sent: bool) -> None:
         super().__init__(kind)
-        self.kind, self.sent = kind, sent
+        self.kind = self.log_words = kind
+        self.sent = sent
 
 
 @dataclass

@@ -12,7 +12,7 @@ from marshmallow import INCLUDE, Schema, ValidationError, fields, validate
 from service import outbound
 from service.cache import SharedCache
 from service.fields import MAX_ID, Phone, Text
-from service.logs import event, mask
+from service.logs import event
 
 INIT_BYTES = 8 * 2**20
 NUMBER_BYTES = 256 * 2**10
@@ -56,6 +56,7 @@ class UpstreamError(Exception):
     """Base of all main server errors; not raised directly."""
 
     granted = False  # whether a number may have been granted despite the error
+    log_words: str | None = None  # what broke, in our own words
 
 
 class NotConfigured(UpstreamError):
@@ -67,6 +68,7 @@ class Unreachable(UpstreamError):
 
     def __init__(self, failure: outbound.CallFailed) -> None:
         super().__init__(failure.kind)
+        self.log_words = failure.kind
         self.granted = failure.sent
 
 
@@ -75,12 +77,17 @@ class NotTheContract(UpstreamError):
 
     granted = True
 
+    def __init__(self, log_words: str) -> None:
+        super().__init__(log_words)
+        self.log_words = log_words
+
 
 class Refused(UpstreamError):
     """The main server answered with an error: its `status`, and its `message` or None."""
 
     def __init__(self, status: int, message: str | None) -> None:
         super().__init__(f"{status} {message}")
+        self.log_words = str(status)
         self.status, self.message = status, message
         self.granted = status >= 500
 
@@ -201,6 +208,14 @@ def _get(
     return data
 
 
+def _without_key(message: str) -> str:
+    """A main server's message, which may quote the URL, and with it our key."""
+    key = current_app.config["SYSTEM_API_KEY"]
+    for spelling in (key, quote(key, safe=""), quote(key)):
+        message = message.replace(spelling, "***")
+    return message[:500]
+
+
 def _data(answer: outbound.Answer) -> dict[str, Any] | None:
     try:
         body = json.loads(answer.body) if answer.complete else None
@@ -208,8 +223,7 @@ def _data(answer: outbound.Answer) -> dict[str, Any] | None:
         body = None
     if answer.status >= 400:
         message = body.get("message") if isinstance(body, dict) else None
-        # Masked: a main server may quote the URL, which contains our key
-        raise Refused(answer.status, mask(message)[:500] if isinstance(message, str) else None)
+        raise Refused(answer.status, _without_key(message) if isinstance(message, str) else None)
     if answer.status != 200 or not isinstance(body, dict) or body.get("status") != "success":
         incomplete = "" if answer.complete else ", incomplete"
         raise NotTheContract(f"status {answer.status}{incomplete}")

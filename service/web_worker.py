@@ -5,6 +5,7 @@ import fcntl
 import io
 import itertools
 import json
+import logging
 import os
 import resource
 import signal
@@ -26,6 +27,7 @@ from gunicorn.workers.ggevent import GeventWorker
 
 from service import MAX_BODY_BYTES
 from service.limits import SLOW_CLIENTS
+from service.logs import event
 
 # From its first byte, how long the head of a request may take; the body; and a pause while the
 # client takes the answer in
@@ -38,6 +40,14 @@ LINGER_SECONDS = 2
 LOOK_UP_THREADS = 250
 # Open files: of a call (its own, one to others, and the handle on that one's deadline), and more
 FILES_OF_CALL, OTHER_FILES = 3, 100
+
+# gunicorn's errors of parsing that are no plain 400 (RFC 9110, 15.5 and 15.6; RFC 6585)
+REFUSALS = {
+    "LimitRequestLine": (414, "URI Too Long"),
+    "LimitRequestHeaders": (431, "Request Header Fields Too Large"),
+    "UnsupportedTransferCoding": (501, "Not Implemented"),
+    "ExpectationFailed": (417, "Expectation Failed"),
+}
 
 Environ = dict[str, Any]
 
@@ -122,7 +132,7 @@ class WebWorker(GeventWorker):
                 with gevent.Timeout(HEAD_SECONDS, False):
                     req = next(parser)
                 if req is None:
-                    util.write_error(client, 408, "Request Timeout", "")
+                    refuse(client, address, 408, "Request Timeout")
                     break
                 self.handle_request(client.getsockname(), req, client, address)
                 self.owing.pop(client, None)
@@ -167,6 +177,15 @@ class WebWorker(GeventWorker):
             os.kill(self.ppid, signal.SIGTTIN)
             os.kill(self.ppid, signal.SIGTTOU)
 
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: Exception) -> None:
+        """Answer, and log, what no application has seen; upstream would quote the request."""
+        if isinstance(exc, ParseException):
+            status, reason = REFUSALS.get(type(exc).__name__, (400, "Bad Request"))
+            refuse(client, addr, status, reason, why=type(exc).__name__)
+            return
+        event("worker_failed", logging.ERROR, exc_info=True)
+        util.write_error(client, 500, "Internal Server Error", "")
+
     def call_with_whole_body(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
         """The application's answer, once all of the body is here; or 408 or 400."""
         body, problem = None, "408 Request Timeout"
@@ -182,11 +201,20 @@ class WebWorker(GeventWorker):
         if body is not None:
             environ["wsgi.input"] = io.BytesIO(body)
             return self.application(environ, start_response)
+        event("request_refused", logging.WARNING, address=environ["REMOTE_ADDR"], why=problem)
         start_response.__self__.force_close()
         text = json.dumps({"status": "error", "message": problem[4:].capitalize()}).encode()
         header = [("Content-Type", "application/json"), ("Content-Length", str(len(text)))]
         start_response(problem, header)
         return [text]
+
+
+def refuse(client: Any, address: Any, status: int, reason: str, why: str | None = None) -> None:
+    """Answer a request that could not be read with an error."""
+    ip = address[0] if address else None
+    event("request_refused", logging.WARNING, address=ip, status=status, why=why)
+    with contextlib.suppress(OSError):  # the client has gone
+        util.write_error(client, status, reason, "")
 
 
 def next_begins(client: Any, parser: Any, seconds: float) -> bool:

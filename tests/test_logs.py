@@ -7,9 +7,11 @@ import re
 import pytest
 from sqlalchemy import text
 
+from service import logs
 from service.database.engine import db
+from service.keys import seal
 from tests.conftest import SYSTEM_KEY
-from tests.forms import post, token
+from tests.forms import Clock, post, token
 
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
@@ -135,19 +137,153 @@ def login_failed(logged, client):
 
 @on_sqlite
 def test_a_line_is_a_line_whatever_is_told_in_it(login_failed):
-    line = login_failed("here\nevent=forged \x1b[31m\u202e\u2028é")
-    assert line.endswith(r" event=login_failed address=here\nevent=forged \x1b[31m\u202e\u2028é")
+    line = login_failed('here\nevent=forged "\\\x1b[31m\x9b\u202e\u2028é')
+    address = r'"here\nevent=forged \"\\\x1b[31m\x9b\u202e\u2028é"'
+    assert line.endswith(f" event=login_failed address={address} count=1")
     form = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z WARNING request_id=[0-9a-f]{32} event=.*"
     assert re.fullmatch(form, line)
 
 
 @on_sqlite
-def test_a_key_is_masked_wherever_it_is_told(login_failed, make_user):
-    """Even where a caller puts it: the system key, which is not of our making, and our own."""
-    assert " request_id=*** event=" in login_failed(request_id=SYSTEM_KEY)
-    user = make_user()
-    assert " request_id=usr_*** event=" in login_failed(request_id=user.key)
-    assert user.key[4:] not in login_failed(f"key {user.key}")
+def test_a_provider_that_the_main_server_names_forges_no_field(logged, client):
+    name = 'GW event=login user_id=1 "x"'
+    sms = {"phone_number": "+12025550123", "sms_text": "hi", "provider": name}
+    body = {"event": "otp_received", "data": sms}
+    assert client.post(f"/api/ingest/{SYSTEM_KEY}", json=body).status_code == 200
+    [line] = logged("sms_stored")
+    assert r' provider="GW event=login user_id=1 \"x\"" otp=False ' in line
+
+
+@on_sqlite
+def test_no_key_and_no_code_is_taken_as_the_id_of_a_request(client, make_user, make_provider):
+    keys = (SYSTEM_KEY, make_user().key, make_provider().rpartition("/")[2], "12345678")
+    for key in keys:
+        answer = client.get("/login", headers={"X-Request-ID": key})
+        assert re.fullmatch("[0-9a-f]{32}", answer.headers["X-Request-ID"])
+
+
+@on_sqlite
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("/api/init/{key}", "/api/init/***"),
+        ("/api/init/{key}/more", "/api/init/***"),
+        ("/api/get-number{key}", "/api/***"),
+        ("/api/{key}", "/api/***"),
+        ("/{key}", "/***"),
+        ("/profile/{key}", "/profile/***"),
+        ("/apiinit/{key}", "/***"),
+        ("//api//init//{key}", "/***"),
+        ("/static/{key}", "/static/***"),
+        ("/login", "/login"),
+        ("/", "/"),
+    ],
+)
+def test_a_path_is_logged_as_far_as_it_is_known(logged, client, path, told):
+    client.get(path.format(key="usr_" + "x" * 40))
+    [line] = [line for line in logged() if "event=request " in line or "event=wrong_key " in line]
+    assert f" path={told} " in line.replace('"', "") + " "
+
+
+@on_sqlite
+def test_a_request_tells_who_made_it(logged, client, make_user, make_provider):
+    user, ingest = make_user(), make_provider("gw")
+    client.get(f"/api/messages/{user.key}")
+    client.get(f"/api/messages/{SYSTEM_KEY}?user_id={user.id}")
+    client.post(ingest, json={"to": "12025550123", "text": "code 1234"})
+    client.open("/login", method="usr_SECRETKEY")
+    lines = [re.sub(" us=[0-9]+", "", line.partition(" event=request ")[2]) for line in logged()]
+    assert [line for line in lines if line] == [
+        f'method=GET path="/api/messages/***" status=200 user_id={user.id}',
+        f'method=GET path="/api/messages/***" status=200 user_id={user.id} by="system key"',
+        'method=POST path="/api/ingest/***" status=200 source=gw',
+        'method=other path="/login" status=405',
+    ]
+
+
+@on_sqlite
+def test_a_flood_of_wrong_keys_is_a_line_in_ten_seconds(logged, client, make_user, monkeypatch):
+    user, clock = make_user(), Clock(monkeypatch)
+
+    def wrong(address, n=1, path="/api/init/wrong"):
+        for _ in range(n):
+            client.get(path, environ_base={"REMOTE_ADDR": address})
+
+    def told():
+        found = [line.partition(" event=wrong_key ")[2] for line in logged()]
+        return [line for line in found if line]
+
+    wrong("192.0.2.1", 1000)
+    wrong("2001:db8::1", 3, "/api/numbers/wrong")
+    wrong("2001:db8::2", 4)
+    assert told() == [
+        'address=192.0.2.1 count=1 path="/api/init/***"',
+        'address=2001:db8::/64 count=1 path="/api/numbers/***"',
+    ]
+    # A right key is never held up by others' wrong ones
+    right = client.get(f"/api/numbers/{user.key}", environ_base={"REMOTE_ADDR": "192.0.2.1"})
+    assert right.status_code == 200
+    clock.now += 10
+    client.get("/healthz")
+    assert told() == [
+        'address=192.0.2.1 count=999 path="/api/init/***"',
+        'address=2001:db8::/64 count=6 path="/api/numbers/***"',
+    ]
+    wrong("192.0.2.1")
+    assert told() == ['address=192.0.2.1 count=1 path="/api/init/***"']
+    for n in range(1500):
+        wrong(f"198.51.{n // 250}.{n % 250}")
+    assert len(client.application.extensions["refusals"]) <= 1001
+
+
+@on_sqlite
+def test_a_wrong_signature_is_told_with_its_gateway(logged, client, make_provider):
+    with client.application.app_context():
+        path = make_provider("gw", format="twilio", secret=seal("secret"))
+    assert client.post(path, data={"To": "+12025550123", "Body": "hi"}).status_code == 401
+    [line] = logged("wrong_signature")
+    assert line.endswith('count=1 path="/api/ingest/***" source=gw')
+
+
+def test_of_a_foreign_error_only_what_cannot_quote_is_logged():
+    class Ours(Exception):
+        log_words = "in our words"
+
+    try:
+        try:
+            try:
+                raise FileNotFoundError(2, "secret", "secret")
+            except OSError as e:
+                raise ValueError("secret") from e
+        except ValueError:
+            raise Ours("secret")  # noqa: B904
+    except Ours as e:
+        assert logs.describe(e) == "Ours: in our words < ValueError < FileNotFoundError ENOENT"
+    assert logs.describe(None) == ""
+
+
+@on_sqlite
+def test_of_a_librarys_line_only_the_constant_part_is_logged(logged, app):
+    library = logging.getLogger("urllib3.connectionpool")
+    library.warning("Failed to parse headers (url=%s)", "http://x/usr_secret")
+    library.warning("preformatted usr_secret")
+    library.info("not told %s", "usr_secret")
+    logging.getLogger("gunicorn.error").info("Booting worker with pid: %s", 7)
+    logging.getLogger("werkzeug").info('127.0.0.1 - - "GET /usr_secret HTTP/1.1" 200 -')
+    logging.getLogger("werkzeug").info("WARNING: This is\n * Running on http://127.0.0.1:5000")
+    told = [line.partition(" request_id=- event=library logger=")[2] for line in logged()]
+    place = r"at=test_logs:\d+"
+    for line, form in zip(
+        [line for line in told if line],
+        [
+            rf'urllib3.connectionpool {place} message="Failed to parse headers \(url=%s\)"',
+            rf"urllib3.connectionpool {place}",
+            rf'gunicorn.error {place} message="Booting worker with pid: 7"',
+            rf'werkzeug {place} message="Running on http://127.0.0.1:5000"',
+        ],
+        strict=True,
+    ):
+        assert re.fullmatch(form, line), line
 
 
 @on_sqlite

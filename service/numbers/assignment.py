@@ -15,7 +15,7 @@ from service.database.columns import utcnow
 from service.database.models import NumberState, Operator, PhoneNumber, User
 from service.database.writing import Transaction, transact, transact_within
 from service.errors import NoNumberReceived, NumbersBusy, UnableToGetNumber
-from service.logs import event
+from service.logs import describe, event
 from service.numbers.formats import NumberFormat, code_in, phone_codes_of
 from service.numbers.reservation import check_limit, reserve, upstream_key
 
@@ -27,6 +27,10 @@ _REQUESTED = _THIS & (_NUMBERS.c.state == NumberState.REQUESTED)
 _MARK_UNKNOWN = update(_NUMBERS).where(_REQUESTED).values(state=NumberState.UNKNOWN)
 _FORGET = delete(_NUMBERS).where(_REQUESTED)
 _OPERATORS = select(_OPERATOR).where(_OPERATOR.c.id.in_(bindparam("ids", expanding=True)))
+
+
+class FilledMeanwhile(Exception):
+    """Another call with the same Idempotency-Key has filled the row with another number."""
 
 
 class Assigned(NamedTuple):
@@ -99,7 +103,7 @@ def _give_up(row: PhoneNumber, error: upstream.UpstreamError, fields: dict[str, 
         event("number_unknown", logging.WARNING, exc_info=True, **fields)
         transact(_run, _MARK_UNKNOWN, row)
     else:
-        event("number_refused", why=error, **fields)
+        event("number_refused", why=describe(error), **fields)
         transact(_run, _FORGET, row)
 
 
@@ -136,7 +140,7 @@ def _assign(
     if tx.execute(_FILL, changes | {"row_id": row.id}).rowcount != 1:
         filled = tx.session.get(PhoneNumber, row.id, populate_existing=True)
         if filled is None or filled.digits != changes["digits"]:
-            raise LookupError("another call with the same Idempotency-Key has filled the row")
+            raise FilledMeanwhile
         return  # committed already: the connection was lost before the confirmation arrived
     _sync_operators(tx, operators, changes["assigned_at"])
     tx.count(row.user_id, changes["assigned_at"], numbers=1)

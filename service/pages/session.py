@@ -1,11 +1,9 @@
 """Browser sessions: how they begin with an API key and end, and protection against forged forms."""
 
 import hmac
-import logging
 import secrets
 import time
 from datetime import timedelta
-from ipaddress import IPv4Address, ip_address, ip_network
 
 from flask import Flask, current_app, request, session
 from flask.sessions import SecureCookieSessionInterface
@@ -20,7 +18,7 @@ from service.database.writing import Transaction, transact
 from service.errors import FormExpired, InvalidApiKey
 from service.keys import sha256
 from service.limits import Throttle
-from service.logs import event
+from service.logs import caller_address, event
 from service.users import end_sessions
 
 LIFETIME = timedelta(hours=12)
@@ -55,7 +53,7 @@ def log_in(key: str) -> None:
     """Begin the session of the user who holds `key`; raises InvalidApiKey or TooManyTries."""
     user = _holder_of(key)
     transact(audit.record, "login", user.id)
-    event("login", user_id=user.id, address=_address())
+    event("login", user_id=user.id, address=caller_address())
     begin(user)
 
 
@@ -85,7 +83,7 @@ def log_out(user: User, everywhere: bool = False) -> None:
     ended = _id_hash()
     session.clear()
     transact(_end, user.id, None if everywhere else ended)
-    event("logout", user_id=user.id, address=_address(), everywhere=everywhere or None)
+    event("logout", user_id=user.id, address=caller_address(), everywhere=everywhere or None)
 
 
 def _end(tx: Transaction, user_id: int, id_hash: str | None) -> None:
@@ -107,7 +105,7 @@ def current_user() -> User | None:
     is_ended = exists().where(EndedSession.id_hash == _id_hash())
     user = db.session.scalar(select(User).where(User.id == session["user"], ~is_ended))
     if user and user.may_call and hmac.compare_digest(session.get("stamp", ""), _stamp(user)):
-        audit.acts_as(audit.Actor.USER)
+        audit.acts_as(audit.Actor.USER, user.id)
         return user
     return None
 
@@ -132,8 +130,8 @@ def _holder_of(key: str) -> User:
     try:
         return user_by_key(key)
     except InvalidApiKey:
-        event("login_failed", logging.WARNING, address=_address())
-        current_app.extensions["logins"].take(_address())
+        current_app.extensions["refusals"].note("login_failed")
+        current_app.extensions["logins"].take(caller_address())
         transact(audit.record, "login_failed")
         raise
 
@@ -145,16 +143,3 @@ def _stamp(user: User) -> str:
 
 def _id_hash() -> str:
     return sha256("session", session.get("id", ""))
-
-
-def _address() -> str:
-    """The caller's address; for IPv6 its /64, which usually is one subscriber."""
-    text = request.remote_addr or ""
-    if text.count(":") == 1:
-        text = text.partition(":")[0]  # some proxies add the port
-    try:
-        ip = ip_address(text)
-    except ValueError:
-        return text
-    ip = getattr(ip, "ipv4_mapped", None) or ip
-    return str(ip if isinstance(ip, IPv4Address) else ip_network((ip, 64), strict=False))

@@ -12,6 +12,7 @@ from service.database.models import Provider
 from service.database.writing import Transaction
 from service.errors import InvalidIngestKey
 from service.keys import new_key, seal, sha256, unseal
+from service.logs import note_caller
 from service.sms.gateways import FORMATS
 from service.sms.gateways.gateway import Gateway, Options
 from service.sms.incoming import Sms
@@ -46,11 +47,13 @@ def source_of(key: str | None) -> Source:
     if key is None:
         raise InvalidIngestKey
     if is_system_key(key):
+        note_caller(source=_SYSTEM)
         secret = current_app.config["MAIN_SERVER_WEBHOOK_SECRET"]
         return Source(_SYSTEM, FORMATS["main-server"], Options(secret), None)
     provider = db.session.scalar(_PROVIDER, {"key_hash": sha256(key)})
     if provider is None or not provider.active:
         raise InvalidIngestKey
+    note_caller(source=provider.name)
     id, gateway = f"{_PREFIX}{provider.id}", FORMATS[provider.format]
     return Source(id, gateway, _options_of(provider), provider.name)
 

@@ -942,7 +942,7 @@ def test_a_number_for_a_record_that_is_gone_is_logged(make_app, make_user, app, 
         client = make_app(MAIN_SERVER_URL=main.url).test_client()
         response = client.get(f"/api/get-number/{make_user().key}?country_id=1")
     assert answer(response) == (500, "Unable to get number")
-    cause = r"number_not_recorded phone_number=\+12025550123 .*error='LookupError: "
+    cause = r"number_not_recorded phone_number=\+12025550123 .*error='FilledMeanwhile'"
     assert re.search(cause, capsys.readouterr().out)
 
 

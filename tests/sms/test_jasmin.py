@@ -131,7 +131,7 @@ def test_ucs2_with_byte_orders_and_broken_ends(text_of, data, text):
 def test_a_compressed_text_is_stored_as_it_is_and_logged(text_of, caplog):
     for coding in (0x20, 0x2A, 0x61, b"35"):
         text_of(b"\x91\x92\x93", coding)
-        assert "event=sms_compressed" in caplog.messages[-2]
+        assert "event=sms_compressed" in caplog.text
         caplog.clear()
     text_of(b"\x91\x92\x93", 0xA0)  # bit 5 of a reserved group says nothing
     assert "sms_compressed" not in caplog.text

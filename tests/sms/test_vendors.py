@@ -172,7 +172,7 @@ def test_telnyx_other_events_are_a_success_and_nothing_is_stored(gateway, caplog
     answer = gw.send(**telnyx(event))
     assert (answer.status_code, answer.json) == (200, {"status": "success", "data": []})
     assert gw.stored() == []
-    assert f"event=gateway_event_ignored format=telnyx type='{kind}'" in caplog.text
+    assert "event=gateway_event_ignored format=telnyx" in caplog.text
     assert is_refused(gw.send(json=event))
 
 

@@ -29,7 +29,7 @@ def parse(request: Request, options: Options) -> Sms | list[Sms]:
         _check(request, options.secret)
     kind, payload = _event(json_object(request))
     if kind != "message.received":
-        event("gateway_event_ignored", format="telnyx", type=ascii(kind[:64]))
+        event("gateway_event_ignored", format="telnyx")
         return []
     recipients = payload.get("to")
     if not isinstance(recipients, list) or not recipients:
