@@ -34,7 +34,9 @@ class Config:
 
         # Main server: its base URL, and the secret shared with it
         self.MAIN_SERVER_URL = read.url("MAIN_SERVER_URL")
-        self.SYSTEM_API_KEY = read.text("SYSTEM_API_KEY")
+        self.SYSTEM_API_KEY = read.secret("SYSTEM_API_KEY")
+        # ... former ones, which are still accepted from callers, but never sent
+        self.SYSTEM_API_KEY_FALLBACKS = read.secrets("SYSTEM_API_KEY_FALLBACKS")
         # ... our user's id there, when the main server is one of us
         self.MAIN_SERVER_USER_ID = read.optional_integer("MAIN_SERVER_USER_ID", 1)
         # ... `whsec_…`: when set, the main server's OTPs must be signed with it
@@ -52,7 +54,9 @@ class Config:
         self.WEBHOOK_ALLOWED_NETWORKS = read.networks("WEBHOOK_ALLOWED_NETWORKS")
 
         # Web: signs browser sessions, encrypts webhook secrets
-        self.SECRET_KEY = read.text("SECRET_KEY")
+        self.SECRET_KEY = read.secret("SECRET_KEY")
+        # ... former ones, which still open what was signed or encrypted under them
+        self.SECRET_KEY_FALLBACKS = read.secrets("SECRET_KEY_FALLBACKS")
         # ... how many proxies in front set X-Forwarded-*
         self.TRUSTED_PROXIES = read.integer("TRUSTED_PROXIES", 0, 0, 10)
 
@@ -175,6 +179,16 @@ class _Reader:
 
     def text(self, name: str) -> str | None:
         return self.env.get(name, "").strip() or None
+
+    def secret(self, name: str) -> str | None:
+        value = self.text(name)
+        if value and not value.isprintable():
+            # The value is not repeated
+            raise ConfigError(f"{name} must hold no character that cannot be printed")
+        return value
+
+    def secrets(self, name: str) -> list[str]:
+        return [part.strip() for part in (self.secret(name) or "").split(",") if part.strip()]
 
     def first(self, names: Iterable[str]) -> str | None:
         return next((value for name in names if (value := self.text(name))), None)

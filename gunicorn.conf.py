@@ -7,12 +7,19 @@ monkey.patch_all()
 
 import os  # noqa: E402
 import socket  # noqa: E402
+from typing import Any  # noqa: E402
 
-from config import Config  # noqa: E402
+import gevent  # noqa: E402
+
+from config import Config, ConfigError  # noqa: E402
 from service import logs  # noqa: E402
+from service.commands import checks  # noqa: E402
 from service.web_worker import WebWorker, affordable  # noqa: E402
 
-settings = Config.from_environment()
+try:
+    settings = Config.from_environment()
+except ConfigError as e:
+    raise SystemExit(f"Error: {e}") from None
 connections = affordable(settings.WORKER_CONNECTIONS)
 # The processes read the settings anew, and divide what there is
 os.environ["WORKER_CONNECTIONS"] = str(connections)
@@ -42,3 +49,9 @@ limit_request_line = 8190
 # The application logs each request, by its route
 accesslog = None
 logconfig_dict = logs.dict_config(settings.LOG_LEVEL)
+
+
+def post_worker_init(worker: Any) -> None:
+    """The first of the processes tells what is misconfigured; calls do not wait for it."""
+    if worker.age == 1:
+        gevent.spawn(checks.log_local, worker.application)

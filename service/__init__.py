@@ -1,7 +1,6 @@
 """Hands out phone numbers from a main server and delivers the OTPs that arrive for them."""
 
 import contextlib
-import logging
 import os
 import secrets
 import tempfile
@@ -10,6 +9,7 @@ from typing import Any
 
 import click
 from flask import Flask, Response, request
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from werkzeug.middleware.proxy_fix import ProxyFix
 
@@ -17,7 +17,8 @@ from config import Config, ConfigError
 from service import commands, limits, logs, pages, upstream, waiting
 from service.api import routes
 from service.database.engine import db, migrate, set_up_mysql, set_up_sqlite
-from service.errors import Busy
+from service.database.health import is_old_schema
+from service.errors import Busy, SchemaNotCurrent
 from service.pages import session
 from service.webhooks import attempt, by_hand, pace, queue
 
@@ -41,7 +42,6 @@ def create_app(config: Config | None = None) -> Flask:
     if not config.SECRET_KEY:
         app.config["SECRET_KEY"] = _development_secret(Path(app.instance_path))
         app.config["SECRET_KEY_IS_OWN"] = True
-        logs.event("no_secret_key", logging.WARNING, used="instance/secret_key")
     if hops := config.TRUSTED_PROXIES:
         proxied = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops)
         app.wsgi_app = proxied  # type: ignore[method-assign]  # as Flask documents it
@@ -97,6 +97,8 @@ def _development_secret(folder: Path) -> str:
 def _answer_error(error: Exception) -> Any:
     if isinstance(error, PoolTimeout):
         error = Busy()
+    elif isinstance(error, DBAPIError) and is_old_schema(error):
+        error = SchemaNotCurrent()
     return routes.answer_error(error) if routes.serves(request) else pages.answer_error(error)
 
 

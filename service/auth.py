@@ -43,9 +43,10 @@ def given_key(path_key: str | None) -> str | None:
 
 
 def is_system_key(key: str) -> bool:
-    """Whether `key` is SYSTEM_API_KEY, compared in constant time."""
-    system = current_app.config["SYSTEM_API_KEY"]
-    return bool(system) and hmac.compare_digest(system.encode(), key.encode("utf-8", "replace"))
+    """Whether `key` is SYSTEM_API_KEY or a former one, compared in constant time."""
+    given, config = key.encode("utf-8", "replace"), current_app.config
+    valid = [config["SYSTEM_API_KEY"] or "", *config["SYSTEM_API_KEY_FALLBACKS"]]
+    return any(hmac.compare_digest(system.encode(), given) for system in valid if system)
 
 
 def require_key(path_key: str | None) -> User | None:

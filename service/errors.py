@@ -130,6 +130,12 @@ class Busy(_Later):
     status, message = 503, "The service is busy. Try again in a moment."
 
 
+class SchemaNotCurrent(ApiError):
+    """The code is newer than the tables."""
+
+    status, message = 503, "The database schema is not current: run `flask db upgrade`"
+
+
 class Unhealthy(ApiError):
     status, message = 503, "Service unavailable"
 

@@ -1,11 +1,12 @@
 """Keys and secrets: created, hashed, and encrypted, so that a stolen database cannot sign."""
 
 import base64
+import contextlib
 import hashlib
 import secrets
 from functools import lru_cache
 
-from cryptography.fernet import Fernet, InvalidToken
+from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from flask import current_app
 
 
@@ -32,13 +33,13 @@ def sha256(*parts: str) -> str:
 
 def seal(secret: str) -> str:
     """`secret` encrypted and authenticated (Fernet: AES-CBC and HMAC-SHA256)."""
-    return _box(current_app.config["SECRET_KEY"]).encrypt(secret.encode()).decode()
+    return _boxes().encrypt(secret.encode()).decode()
 
 
 def unseal(sealed: str) -> str:
-    """The secret in `sealed`; raises Unreadable."""
+    """The secret in `sealed`, under SECRET_KEY or a former one; raises Unreadable."""
     try:
-        return _box(current_app.config["SECRET_KEY"]).decrypt(sealed.encode()).decode()
+        return _boxes().decrypt(sealed.encode()).decode()
     except InvalidToken as e:
         raise Unreadable("sealed under another SECRET_KEY") from e
 
@@ -52,7 +53,24 @@ def is_readable(sealed: str) -> bool:
     return True
 
 
-@lru_cache(4)
+def reseal(sealed: str) -> str:
+    """What unseal() reads, sealed under SECRET_KEY; `sealed` itself if it is already. Raises
+    Unreadable."""
+    with contextlib.suppress(InvalidToken):
+        _box(current_app.config["SECRET_KEY"]).decrypt(sealed.encode())
+        return sealed
+    return seal(unseal(sealed))
+
+
+def _boxes() -> MultiFernet:
+    """Encrypts under SECRET_KEY, decrypts under the former ones too."""
+    config = current_app.config
+    return MultiFernet(
+        [_box(key) for key in (config["SECRET_KEY"], *config["SECRET_KEY_FALLBACKS"])]
+    )
+
+
+@lru_cache(16)
 def _box(secret_key: str) -> Fernet:
     # Hashed to get the right length, and prefixed, since SECRET_KEY signs sessions as well
     key = hashlib.sha256(b"webhook secrets:" + secret_key.encode()).digest()

@@ -145,7 +145,9 @@ def request_id() -> str:
     """This request's id: the caller's X-Request-ID if it is well-formed, else a new one."""
     if "request_id" not in g:
         given = request.headers.get("X-Request-ID", "")
-        is_taken = _REQUEST_ID.fullmatch(given) and given != current_app.config["SYSTEM_API_KEY"]
+        config = current_app.config
+        keys = (config["SYSTEM_API_KEY"], *config["SYSTEM_API_KEY_FALLBACKS"])
+        is_taken = _REQUEST_ID.fullmatch(given) and given not in keys
         g.request_id = given if is_taken else uuid.uuid4().hex
     return str(g.request_id)
 

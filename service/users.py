@@ -1,11 +1,16 @@
 """Creating users, rotating their keys, and ending their browser sessions."""
 
+from sqlalchemy import update
+
 from service import audit
-from service.database.models import User
+from service.database.columns import utcnow
+from service.database.models import PhoneNumber, User
 from service.database.writing import Transaction
 from service.keys import new_key, new_secret, seal, sha256
 
 MAX_NAME = 255
+# What a removed user is called
+REMOVED = "removed"
 
 
 def check_name(name: str) -> str:
@@ -43,6 +48,20 @@ def replace_key(tx: Transaction, user_id: int, old: str, key_hash: str) -> bool:
     if sha256(user.key_hash) == old:
         set_key(tx, user, key_hash)
     return user.key_hash == key_hash
+
+
+def remove(tx: Transaction, user: User) -> None:
+    """Forget a user of `tx`: who they are, their key, webhook and sessions. Their numbers and
+    counts stay, as those of a removed user."""
+    audit.record(tx, "user_removed", user.id)
+    user.name, user.removed_at = REMOVED, user.removed_at or utcnow()
+    user.active = user.approved = False
+    user.key_hash = sha256(new_key("removed"))
+    user.webhook_url = user.webhook_old_secret = user.webhook_old_secret_until = None
+    user.webhook_secret = ""
+    end_sessions(user)
+    forget_keys = update(PhoneNumber).where(PhoneNumber.user_id == user.id)
+    tx.execute(forget_keys.values(idempotency_hash=None))
 
 
 def end_sessions(user: User) -> None:

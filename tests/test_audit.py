@@ -86,7 +86,7 @@ def test_what_the_operator_does(flask, trail):
     told = trail()
     assert {actor for actor, *_ in told} == {"command"}
     assert [(action, user, details) for _, action, user, details in told] == [
-        ("user_added", id, {"name": "Ann", "active": True, "approved": True}),
+        ("user_added", id, {"active": True, "approved": True}),
         ("webhook_url_set", id, {"host": "127.0.0.1"}),
         ("user_changed", id, {"active": False}),
         ("webhook_url_set", id, {}),
@@ -128,7 +128,7 @@ def test_an_entry_is_kept_only_with_what_it_is_about(app, make_user, flask, monk
     event.listen(User, "after_update", fail)
     try:
         result = app.test_cli_runner().invoke(args=["users", "set", str(user.id), "--inactive"])
-        assert isinstance(result.exception, RuntimeError)
+        assert "this failed unexpectedly: RuntimeError" in result.output
     finally:
         event.remove(User, "after_update", fail)
     assert len(flask("audit", "--json")) == before

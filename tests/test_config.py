@@ -25,6 +25,8 @@ DEFAULTS = {
     "WEBHOOK_REQUIRE_HTTPS": True,
     "WEBHOOK_ALLOWED_NETWORKS": (),
     "SECRET_KEY": None,
+    "SECRET_KEY_FALLBACKS": [],
+    "SYSTEM_API_KEY_FALLBACKS": [],
     "TRUSTED_PROXIES": 0,
     "RETENTION_DAYS": 30,
     "LOG_LEVEL": "INFO",
@@ -204,3 +206,18 @@ def test_the_env_file_fills_what_the_environment_does_not_set(tmp_path):
         text=True, check=True,
     )  # fmt: skip
     assert done.stdout == "2 3\n"
+
+
+@pytest.mark.parametrize("name", ["SYSTEM_API_KEY", "SECRET_KEY", "SYSTEM_API_KEY_FALLBACKS"])
+def test_a_key_that_cannot_be_seen_whole_is_refused_and_not_repeated(name):
+    for bad in ("geheim\nx", "geheim\x00x", "geheim\u202ex", "geheim\udcffx"):
+        with pytest.raises(ConfigError, match=f"^{name} must hold no") as failed:
+            Config({name: bad})
+        assert "geheim" not in str(failed.value)
+    for good in ("a key", 'quo"te', "sla/sh", "100%41", "schlüssel"):
+        Config({name: good})
+
+
+def test_former_keys_are_separated_by_commas():
+    config = Config({"SYSTEM_API_KEY_FALLBACKS": " a key, b ,,", "SECRET_KEY_FALLBACKS": "x"})
+    assert (config.SYSTEM_API_KEY_FALLBACKS, config.SECRET_KEY_FALLBACKS) == (["a key", "b"], ["x"])

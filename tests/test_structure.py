@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[1]
 # The folders and modules of service/ from the top down; "" is service/__init__ itself
 LEVELS = [
     "demo", "sandbox", "web_worker", "", "commands", "pages", "api", "sms", "numbers", "history",
-    "waiting", "webhooks", "auth", "users", "upstream", "cache", "audit", "database", "outbound",
-    "dialling", "deadlines", "limits", "keys", "fields", "logs", "errors",
+    "waiting", "webhooks", "auth", "users", "upstream", "cache", "audit", "retention", "database",
+    "outbound", "dialling", "deadlines", "limits", "keys", "fields", "logs", "errors",
 ]  # fmt: skip
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path

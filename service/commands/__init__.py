@@ -1,19 +1,52 @@
 """The operator's commands: flask users, providers, webhooks, summary, audit, and upkeep."""
 
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import click
 from flask import Flask
+from flask_migrate.cli import db as migrations
+from sqlalchemy.exc import SQLAlchemyError
 
 from service.commands.audit import audit
 from service.commands.messages import messages
 from service.commands.numbers import numbers
 from service.commands.providers import providers
 from service.commands.reports import summary
-from service.commands.upkeep import demo, doctor, purge
+from service.commands.secrets import secrets
+from service.commands.upkeep import backup, demo, doctor, purge
 from service.commands.users import users
 from service.commands.webhooks import webhooks
+from service.database.health import explain
+from service.logs import describe, event
 
 COMMANDS = (
-    users, providers, numbers, messages, webhooks, summary, audit, purge, doctor, demo,
+    users, providers, numbers, messages, webhooks, summary, audit, secrets, purge, backup, doctor,
+    demo,
 )  # fmt: skip
+
+
+def _told(invoke: Callable[[click.Context], Any]) -> Callable[[click.Context], Any]:
+    """Let a command say in one sentence why it failed, and exit 1; the cause is in the log."""
+
+    def run(context: click.Context) -> Any:
+        try:
+            return invoke(context)
+        except (click.ClickException, click.Abort, click.exceptions.Exit):
+            raise
+        except SQLAlchemyError as e:
+            event("command_failed", logging.ERROR, exc_info=True)
+            raise click.ClickException(explain(e)) from e
+        except Exception as e:
+            event("command_failed", logging.ERROR, exc_info=True)
+            raise click.ClickException(f"this failed unexpectedly: {describe(e)}") from e
+
+    return run
+
+
+for command in (*COMMANDS, migrations):
+    command.invoke = _told(command.invoke)  # type: ignore[method-assign]
 
 
 def init_app(app: Flask) -> None:

@@ -5,8 +5,11 @@ from datetime import date, datetime
 from typing import Any, NamedTuple
 
 import click
+from flask.cli import ScriptInfo
 from marshmallow import ValidationError
 
+from service.database.engine import db
+from service.database.models import User
 from service.fields import MAX_ROW_ID, Moment, phone_digits
 
 
@@ -20,6 +23,18 @@ class _RowId(click.ParamType[int]):
         if text.isascii() and text.isdecimal() and len(text) < 20 and 0 < int(text) <= MAX_ROW_ID:
             return int(text)
         return self.fail("must be an id, such as 7", param, ctx)
+
+
+class _UserId(_RowId):
+    """The id of a user that there is, removed ones included."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        user_id = super().convert(value, param, ctx)
+        info = ctx.ensure_object(ScriptInfo)
+        with info.load_app().app_context():
+            if db.session.get(User, user_id) is None:
+                return self.fail(f"there is no user {user_id}", param, ctx)
+        return user_id
 
 
 class _Time(click.ParamType[datetime]):
@@ -69,4 +84,4 @@ class _Month(click.ParamType[Period]):
         return Period(first, first.replace(day=monthrange(first.year, first.month)[1]))
 
 
-ROW_ID, TIME, NUMBER, MONTH = _RowId(), _Time(), _Number(), _Month()
+ROW_ID, USER_ID, TIME, NUMBER, MONTH = _RowId(), _UserId(), _Time(), _Number(), _Month()

@@ -7,14 +7,14 @@ import click
 from flask.cli import with_appcontext
 from sqlalchemy import select
 
-from service.commands.arguments import ROW_ID, TIME
+from service.commands.arguments import TIME, USER_ID
 from service.commands.output import as_json, row_of, show
 from service.database.engine import db
 from service.database.models import AuditEntry
 
 
 @click.command()
-@click.option("--user", "user_id", type=ROW_ID, help="About this user, or by them.")
+@click.option("--user", "user_id", type=USER_ID, help="About this user, or by them.")
 @click.option("--since", type=TIME, help="From this time on (UTC).")
 @click.option("--limit", type=click.IntRange(1, 100_000), default=100, show_default=True)
 @as_json

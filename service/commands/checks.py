@@ -3,24 +3,25 @@
 import contextlib
 import functools
 import ipaddress
+import logging
 import os
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from flask import current_app
+from flask import Flask, current_app
 from sqlalchemy import QueuePool, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from service import upstream
+from service import retention, upstream
 from service.database.columns import utcnow
 from service.database.engine import db
-from service.database.health import unwritable
+from service.database.health import NOT_CURRENT, explain, unwritable
 from service.database.models import Message, Provider, User
 from service.database.schema import is_current
 from service.keys import is_readable
-from service.logs import describe
+from service.logs import event
 from service.webhooks import queue
 
 MIN_SYSTEM_KEY = 16
@@ -30,6 +31,13 @@ Check = Callable[[], Iterator[str]]
 def run() -> list[str]:
     """The findings of all checks; empty if there is nothing to report."""
     return [sentence for check in CHECKS for sentence in check()]
+
+
+def log_local(app: Flask) -> None:
+    """Log what is misconfigured, but for what only the main server could tell."""
+    with app.app_context():
+        for sentence in (sentence for check in LOCAL for sentence in check()):
+            event("misconfigured", logging.WARNING, problem=sentence)
 
 
 def needs_database(check: Check) -> Check:
@@ -92,11 +100,11 @@ def schema() -> Iterator[str]:
     """The database answers, its schema is current, and a write would work."""
     try:
         if not is_current():
-            yield "the database schema is not current: run `flask db upgrade`"
+            yield NOT_CURRENT
         if obstacle := unwritable():
             yield obstacle
     except SQLAlchemyError as e:
-        yield f"the database does not answer: {describe(e)}"
+        yield explain(e)
 
 
 def lasting_disk() -> Iterator[str]:
@@ -144,12 +152,23 @@ def due_deliveries() -> Iterator[str]:
 def old_messages() -> Iterator[str]:
     """The worker purges daily; a day and an hour late, it does not."""
     days = current_app.config["RETENTION_DAYS"]
+    last = f"{at:%Y-%m-%d %H:%M}" if (at := retention.purged_at()) else "never"
     oldest = db.session.scalar(select(Message.created_at).order_by(Message.id).limit(1))
     if oldest and oldest < utcnow() - timedelta(days=days + 1, hours=1):
         yield (
-            f"there are messages older than RETENTION_DAYS ({days}), since {oldest:%Y-%m-%d}: "
-            "run a worker, which purges daily, or `flask purge`"
+            f"there are messages older than RETENTION_DAYS ({days}), since {oldest:%Y-%m-%d}, "
+            f"and the last purge was {last}: run a worker, which purges daily, or `flask purge`"
         )
+
+
+def last_purge() -> datetime | None:
+    """When the last purge ended; None if there was none, or the database is away."""
+    try:
+        return retention.purged_at()
+    except SQLAlchemyError:
+        return None
+    finally:
+        db.session.rollback()
 
 
 @needs_database

@@ -10,7 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import selectinload
 
 from service import audit
-from service.commands.arguments import NUMBER, ROW_ID, TIME
+from service.commands.arguments import NUMBER, ROW_ID, TIME, USER_ID
 from service.commands.output import as_json, show
 from service.database.engine import db
 from service.database.models import Message, NumberState, PhoneNumber, Trigger
@@ -38,7 +38,7 @@ def message_row(message: Message, reveal: bool = False) -> dict[str, Any]:
 
 
 @messages.command("list")
-@click.option("--user", "user_id", type=ROW_ID)
+@click.option("--user", "user_id", type=USER_ID)
 @click.option("--number", "digits", type=NUMBER)
 @click.option("--unmatched", is_flag=True, help="Only those that matched nobody.")
 @click.option("--since", type=TIME, help="Stored from this time on (UTC).")

@@ -10,7 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import selectinload
 
 from service import audit
-from service.commands.arguments import NUMBER, ROW_ID, TIME
+from service.commands.arguments import NUMBER, ROW_ID, TIME, USER_ID
 from service.commands.messages import deliver_adopted, message_row
 from service.commands.output import as_json, readable, row_of, show
 from service.database.engine import db
@@ -36,7 +36,7 @@ def number_row(number: PhoneNumber) -> dict[str, Any]:
 
 @numbers.command("list")
 @click.option("--state", type=click.Choice([str(state) for state in NumberState]))
-@click.option("--user", "user_id", type=ROW_ID)
+@click.option("--user", "user_id", type=USER_ID)
 @click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True)
 @as_json
 def numbers_list(state: str | None, user_id: int | None, limit: int, as_json: bool) -> None:

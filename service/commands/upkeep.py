@@ -1,58 +1,53 @@
-"""flask purge, doctor, demo: keeping a deployment clean and healthy."""
+"""flask purge, backup, doctor, demo: keeping a deployment clean, safe and healthy."""
 
-from datetime import timedelta
+import sqlite3
+from pathlib import Path
 
 import click
 from flask import current_app
 from flask.cli import with_appcontext
-from sqlalchemy import ColumnElement, delete, select
 
+from service import audit, retention
 from service.commands import checks
-from service.commands.output import as_json, show
-from service.database.columns import utcnow
+from service.commands.output import as_json, readable, show
+from service.database.backup import back_up
 from service.database.engine import db
-from service.database.models import Attempt, AuditEntry, Delivery, DeliveryState, Message
-from service.database.writing import Transaction, release, transact
-
-PURGE_BATCH = 500
-Purged = Attempt | Delivery | Message | AuditEntry
+from service.database.writing import transact
 
 
 @click.command()
 @as_json
 @with_appcontext
 def purge(as_json: bool) -> None:
-    """Delete messages and deliveries older than RETENTION_DAYS; numbers and counts stay."""
-    before = utcnow() - timedelta(days=current_app.config["RETENTION_DAYS"])
-    is_over = (Delivery.created_at < before) & (Delivery.state != DeliveryState.PENDING)
-    is_undelivered = ~select(Delivery.id).where(Delivery.message_id == Message.id).exists()
-    old_delivery = select(Delivery.id).where(is_over)
-    is_old_attempt = (Attempt.started_at < before) | Attempt.delivery_id.in_(old_delivery)
-    trail_before = utcnow() - timedelta(days=12 * current_app.config["RETENTION_DAYS"])
-    counts = {
-        "attempts": _purge(Attempt, is_old_attempt),
-        "deliveries": _purge(Delivery, is_over),
-        "messages": _purge(Message, (Message.created_at < before) & is_undelivered),
-        "audit_entries": _purge(AuditEntry, AuditEntry.at < trail_before),
-    }
-    show(counts, as_json)
+    """Delete messages and deliveries older than RETENTION_DAYS; numbers and counts stay.
+
+    The worker does it daily.
+    """
+    show(retention.purge(lambda table, n: click.echo(f"{table}: {n} deleted", err=True)), as_json)
 
 
-def _purge(model: type[Purged], is_old: ColumnElement[bool]) -> int:
-    """Delete the rows in batches, each in its own short transaction; returns their number."""
-    total = 0
-    while True:
-        ids = list(db.session.scalars(select(model.id).where(is_old).limit(PURGE_BATCH)))
-        if not ids:
-            release()
-            return total
-        transact(_delete, model, ids)
-        total += len(ids)
-        click.echo(f"{model.__tablename__}: {total} deleted", err=True)
-
-
-def _delete(tx: Transaction, model: type[Purged], ids: list[int]) -> None:
-    tx.execute(delete(model).where(model.id.in_(ids)))
+@click.command()
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@as_json
+@with_appcontext
+def backup(file: Path, as_json: bool) -> None:
+    """Copy the SQLite database to a new FILE while the service runs."""
+    name = db.engine.url.database
+    if db.engine.dialect.name != "sqlite" or not name:
+        raise click.ClickException(
+            "this copies SQLite only; for MySQL use: mariadb-dump --single-transaction --routines "
+            "--hex-blob --default-character-set=utf8mb4 DATABASE"
+        )
+    try:
+        back_up(Path(name), file)
+    except FileExistsError as e:
+        raise click.BadParameter(f"{file} exists already", param_hint="FILE") from e
+    except OSError as e:
+        raise click.ClickException(f"{file} cannot be written: {e.strerror}") from e
+    except sqlite3.Error as e:
+        raise click.ClickException(f"the copy failed: {e.sqlite_errorname}") from e
+    transact(audit.record, "backed_up")
+    show({"file": str(file), "bytes": file.stat().st_size}, as_json)
 
 
 @click.command()
@@ -61,6 +56,8 @@ def _delete(tx: Transaction, model: type[Purged], ids: list[int]) -> None:
 def doctor(as_json: bool) -> None:
     """Report what is misconfigured; exits 1 if anything is."""
     findings = checks.run()
+    if purged := checks.last_purge():
+        click.echo(f"last purge: {readable(purged)} UTC", err=True)
     if as_json:
         show({"ok": not findings, "problems": findings}, True)
     else:

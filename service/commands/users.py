@@ -5,15 +5,15 @@ from typing import Any
 
 import click
 from flask.cli import AppGroup
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, func, select
 
-from service import audit
+from service import audit, retention
 from service import users as records
-from service.commands.arguments import ROW_ID
+from service.commands.arguments import ROW_ID, USER_ID
 from service.commands.output import as_json, row_of, show
 from service.database.engine import db
-from service.database.models import User
-from service.database.writing import Transaction, transact
+from service.database.models import Attempt, Delivery, Message, User
+from service.database.writing import Transaction, release, transact
 from service.fields import MAX_ID
 from service.keys import new_key, new_secret, sha256
 from service.numbers.formats import NumberFormat
@@ -129,7 +129,7 @@ def _add(
 ) -> tuple[User, str, str]:
     user, key, secret = records.create(tx, name, active=active, approved=approved)
     apply(tx, user, **options)
-    audit.record(tx, "user_added", user.id, name=name, active=active, approved=approved)
+    audit.record(tx, "user_added", user.id, active=active, approved=approved)
     return user, key, secret
 
 
@@ -198,3 +198,43 @@ def _set_secret(tx: Transaction, user_id: int, secret: str) -> int:
     user = find_user(tx, user_id)
     endpoint.rotate_secret(tx, user.id, secret)
     return user.id
+
+
+@users.command("remove")
+@click.argument("user_id", metavar="ID", type=USER_ID)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@as_json
+def users_remove(user_id: int, yes: bool, as_json: bool) -> None:
+    """Forget a user: name, key, webhook, messages, deliveries. Numbers and counts stay as history.
+
+    It may be stopped, and run again to go on.
+    """
+    mine: dict[type[retention.Record], ColumnElement[bool]] = {
+        Attempt: Attempt.delivery_id.in_(select(Delivery.id).where(Delivery.user_id == user_id)),
+        Delivery: Delivery.user_id == user_id,
+        Message: Message.user_id == user_id,
+    }
+    counts = {
+        model.__tablename__: db.session.scalar(select(func.count()).where(condition)) or 0
+        for model, condition in mine.items()
+    }
+    release()
+    if not yes:
+        found = ", ".join(f"{n} {table}" for table, n in counts.items())
+        click.confirm(f"Remove user {user_id}, with {found}, for good?", abort=True, err=True)
+    transact(_remove, user_id)
+    for model, condition in mine.items():
+        counts[model.__tablename__] = retention.delete_in_batches(
+            model, condition, lambda table, n: click.echo(f"{table}: {n} deleted", err=True)
+        )
+    show({"id": user_id} | counts, as_json)
+
+
+def _remove(tx: Transaction, user_id: int) -> None:
+    managed = tx.session.scalars(
+        select(User.id).where(User.manager_id == user_id, User.removed_at.is_(None))
+    ).all()
+    if managed:
+        sentence = f"they manage {', '.join(map(str, managed))}: give these another manager first"
+        raise click.BadParameter(sentence, param_hint="ID")
+    records.remove(tx, tx.lock_user(user_id))

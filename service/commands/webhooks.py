@@ -1,18 +1,22 @@
 """flask webhooks …: the deliveries to the users' webhooks, and the worker."""
 
-import contextlib
 import signal
 import threading
 import time
 from typing import Any
 
 import click
+from flask import current_app
 from flask.cli import AppGroup
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
+from service import retention
+from service.commands.arguments import ROW_ID, USER_ID
+from service.commands.checks import log_local
 from service.commands.output import as_json, row_of, show
 from service.database.engine import db
+from service.database.health import NOT_CURRENT
 from service.database.models import Attempt, Delivery, DeliveryState
 from service.database.schema import is_current
 from service.database.writing import release
@@ -31,9 +35,12 @@ PROGRESS_SECONDS = 2
 @as_json
 def webhooks_deliver(watch: bool, threads: int, as_json: bool) -> None:
     """Deliver what is due, until nothing is; with --watch, run until SIGTERM."""
-    with contextlib.suppress(SQLAlchemyError):  # a worker waits for its database
+    try:
         if not is_current():
-            raise click.ClickException("the database schema is not current: run `flask db upgrade`")
+            raise click.ClickException(NOT_CURRENT)
+    except SQLAlchemyError:
+        if not watch:
+            raise
     stop, lock = threading.Event(), threading.Lock()
     done = {"delivered": 0, "pending": 0, "dead": 0}
     last_shown = time.monotonic()
@@ -48,13 +55,20 @@ def webhooks_deliver(watch: bool, threads: int, as_json: bool) -> None:
 
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: stop.set())
+    app = current_app._get_current_object()  # type: ignore[attr-defined]  # of a LocalProxy
+    purging = threading.Thread(target=retention.purge_daily, args=(app, stop))
+    if watch:  # which waits for its database
+        log_local(app)
+        purging.start()
     work(stop, watch, threads, on_done=progress, chore=parts.sweep)
+    if watch:
+        purging.join()
     show(done, as_json)
 
 
 @webhooks.command("list")
 @click.option("--state", type=click.Choice([str(state) for state in DeliveryState]))
-@click.option("--user", "user_id", type=int)
+@click.option("--user", "user_id", type=USER_ID)
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
 @as_json
 def webhooks_list(state: str | None, user_id: int | None, limit: int, as_json: bool) -> None:
@@ -79,7 +93,7 @@ def delivery_row(row: Delivery) -> dict[str, Any]:
 
 
 @webhooks.command("redeliver")
-@click.argument("delivery_id", metavar="ID", type=int, required=False)
+@click.argument("delivery_id", metavar="ID", type=ROW_ID, required=False)
 @click.option("--failed", is_flag=True, help="All that are dead.")
 @as_json
 def webhooks_redeliver(delivery_id: int | None, failed: bool, as_json: bool) -> None:
