@@ -55,6 +55,8 @@ class Sms(NamedTuple):
     provider: str | None
     sender: str | None
     part: Part | None = None
+    # When the gateway signed it (Unix seconds), if its signature has a time
+    signed_at: float | None = None
 
 
 def read(fields: Mapping[str, Any], digits: str | None = None) -> Sms:

@@ -85,6 +85,11 @@ def ingest(
     }
 
 
+def is_stored(sms: Sms, source: Source) -> bool:
+    """Whether the same SMS has been stored before."""
+    return transact(_find_first, sms, source, _nothing) is not None
+
+
 def _store_once(sms: Sms, source: Source, claim: Claim) -> _Stored:
     """The SMS, stored now or earlier. The unique key decides which duplicate is first: looking for
     duplicates before storing would cost every SMS a query."""

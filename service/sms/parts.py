@@ -18,6 +18,7 @@ from service.keys import sha256
 from service.logs import event
 from service.sms import ingestion, providers
 from service.sms.incoming import Part, Sms, mended
+from service.sms.replays import refuse_replay
 
 # How long a part waits for the others; then what is there is stored as it is
 WAIT = timedelta(minutes=10)
@@ -52,10 +53,13 @@ def ingest(sms: Sms, source: providers.Source, by_worker: bool = False) -> dict[
 
     A part is committed before it is answered. The last one's call, or that of its repeat, joins
     them: the SMS is stored in the transaction that takes the parts away, so there is one of it.
+    Raises BadRequest or InvalidSignature for a signed one that comes again too late.
     """
     if sms.part is None or not 1 <= sms.part.number <= sms.part.total or sms.part.total == 1:
         whole = sms._replace(sms_text=mended(sms.sms_text), part=None)
+        refuse_replay(whole, source)
         return ingestion.ingest(whole, source, by_worker=by_worker)
+    refuse_replay(sms, source)
     sweep()
     key = _key(sms, source.id)
     while (kept := _keep_once(key, sms, source.id)) is _Kept.IS_OF_ANOTHER:

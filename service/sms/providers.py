@@ -34,6 +34,10 @@ class Source(NamedTuple):
     name: str | None
 
     @property
+    def format(self) -> str:
+        return next(name for name, gateway in FORMATS.items() if gateway is self.gateway)
+
+    @property
     def is_main_server(self) -> bool:
         return self.gateway is FORMATS["main-server"]
 

@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import json
+import time
 from datetime import timedelta
 
 import pytest
@@ -34,8 +35,9 @@ def phone(app, client, flask, make_user, assign, receiver):
     return add
 
 
-def signed(body, secret=SECRET, timestamp="1732435200"):
+def signed(body, secret=SECRET, timestamp=None, age=0):
     data = json.dumps(body).encode()
+    timestamp = str(int(time.time()) - age) if timestamp is None else timestamp
     signature = hmac.new(secret.encode(), data + timestamp.encode(), hashlib.sha256).hexdigest()
     headers = {"X-Signature": signature, "X-Timestamp": timestamp}
     return {"data": data, "headers": headers, "content_type": "application/json"}
@@ -60,8 +62,31 @@ def test_it_is_signed(app, phone):
             assert refused(send(**sent), 401, "signature")
     sent = signed(android_envelope(), timestamp="")
     del sent["headers"]["X-Timestamp"]
-    assert send(**sent).status_code == 200
+    assert refused(send(**sent), 401, "signature")
     assert len(messages(app)) == 1
+
+
+def test_an_old_signature_is_taken_only_for_what_is_stored(app, phone, caplog):
+    """Whoever has overheard a request cannot bring another SMS in by it, nor the same one anew."""
+    send = phone("--secret", SECRET)
+    assert send(**signed(android_envelope(), age=290)).json["data"]["duplicate"] is False
+    assert send(**signed(android_envelope(), age=4000)).json["data"]["duplicate"] is True
+    for age in (310, -310, 10**6):
+        assert refused(
+            send(**signed(android_envelope(messageId="other"), age=age)), 401, "signature"
+        )
+    assert (
+        "event=signature_out_of_time format=android-sms-gateway seconds=31" in caplog.text
+    )  # 310 or so
+    assert len(messages(app)) == 1
+
+
+def test_a_signed_sms_has_an_id(app, phone):
+    send = phone("--secret", SECRET)
+    for envelope in (android_envelope(messageId=None), android_envelope(receivedAt=None)):
+        answer = send(**signed(envelope))
+        assert answer.status_code == 400 and list(answer.json["errors"]) == ["message_id"]
+    assert messages(app) == []
 
 
 @pytest.mark.parametrize(
@@ -158,8 +183,8 @@ def test_without_its_id_or_its_time_the_text_names_it(app, phone, missing):
 
 def test_a_time_that_cannot_be_read_still_names_it(app, phone):
     send = phone()
-    for time in ("soon", "soon", "later"):
-        assert send(android_envelope(receivedAt=time)).status_code == 200
+    for moment in ("soon", "soon", "later"):
+        assert send(android_envelope(receivedAt=moment)).status_code == 200
     assert len(messages(app)) == 2
 
 

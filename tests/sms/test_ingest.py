@@ -591,6 +591,9 @@ def test_main_server_signature_is_required_when_there_is_a_secret(app, make_app)
     assert [(r.status_code, r.json["message"]) for r in wrong] == [(401, "Invalid signature")] * 7
     assert messages(app) == []
     assert post().status_code == 200
+    # The same again is a duplicate, however late it comes
+    assert post(datetime.now(UTC) - timedelta(minutes=6)).json["data"]["duplicate"] is True
+    assert len(messages(app)) == 1
 
 
 # --- receivers that fail ------------------------------------------------------------------

@@ -6,7 +6,13 @@ from typing import Any
 from flask import Request
 
 from service.errors import BadRequest
-from service.sms.gateways.gateway import Gateway, Options, check_signature, json_object
+from service.sms.gateways.gateway import (
+    Gateway,
+    Options,
+    check_signature,
+    json_object,
+    signing_time,
+)
 from service.sms.gateways.recipients import international, own_number
 from service.sms.incoming import Sms, read
 
@@ -15,11 +21,13 @@ def parse(request: Request, options: Options) -> Sms:
     """A JSON envelope of the event `sms:received`, which wraps the SMS.
 
     https://docs.sms-gate.app/features/webhooks: X-Signature is hex HMAC-SHA256 over body and
-    X-Timestamp. The age does not matter: a replay is a duplicate. A phone sends null as its own
-    number, or what its SIM stores, often without the country code: unless that is in international
-    form, the SMS came to the number that the operator gave for `simNumber`, if any.
+    X-Timestamp, which is of the moment of sending, for each repeat anew. A phone sends null as its
+    own number, or what its SIM stores, often without the country code: unless that is in
+    international form, the SMS came to the number that the operator gave for `simNumber`, if any.
     """
+    signed_at = None
     if options.secret:
+        signed_at = signing_time(request.headers.get("X-Timestamp", ""))
         signed = request.get_data() + request.headers.get("X-Timestamp", "").encode()
         check_signature(
             request, "X-Signature", [hmac.digest(options.secret.encode(), signed, "sha256").hex()]
@@ -39,7 +47,7 @@ def parse(request: Request, options: Options) -> Sms:
         },
         international(told) or own_number(options.numbers, told, sim),
     )
-    return sms._replace(message_id=_identity(sms, payload))
+    return sms._replace(message_id=_identity(sms, payload), signed_at=signed_at)
 
 
 def _identity(sms: Sms, payload: dict[str, Any]) -> str | None:

@@ -50,6 +50,13 @@ class Gateway(NamedTuple):
     patience: float = math.inf  # how many seconds the gateway waits for the answer
 
 
+def signing_time(text: str) -> float:
+    """The Unix seconds in a signed request; raises InvalidSignature."""
+    if not (text.isascii() and text.isdecimal() and len(text) < 12):
+        raise InvalidSignature
+    return float(text)
+
+
 def check_signature(request: Request, header: str, signatures: Iterable[str]) -> None:
     """Raise InvalidSignature unless the header is one of the signatures."""
     given = request.headers.get(header, "").encode()

@@ -11,7 +11,7 @@ from flask import Request
 from service.errors import BadRequest, InvalidSignature
 from service.logs import event
 from service.sms import charsets, forms
-from service.sms.gateways.gateway import Gateway, Options, json_object
+from service.sms.gateways.gateway import Gateway, Options, json_object, signing_time
 from service.sms.incoming import Part, Sms, read
 
 # How an account may sign, as Vonage's settings name it; all but the first are an HMAC
@@ -48,7 +48,8 @@ def parse(request: Request, options: Options) -> Sms | list[Sms]:
             "sender": given.get("msisdn"),
         }
     )
-    return sms._replace(part=_part_of(given))
+    signed_at = signing_time(str(given.get("timestamp", ""))) if options.secret else None
+    return sms._replace(part=_part_of(given), signed_at=signed_at)
 
 
 def _given(request: Request) -> dict[str, Any]:
@@ -87,8 +88,7 @@ def _check(given: dict[str, Any], secret: Secret) -> None:
     """Raise InvalidSignature unless `sig` signs all other parameters.
 
     https://developer.vonage.com/getting-started/concepts/signing-messages: in hex, over the sorted
-    parameters as `&name=value`, with & and = in values as _. The age of `timestamp` does not
-    matter: Vonage repeats for 24 hours, and a replay is a duplicate.
+    parameters as `&name=value`, with & and = in values as _. `timestamp` is among them.
     """
     if any("&" in name or "=" in name for name in given):
         raise InvalidSignature  # several parameters that were signed, disguised as one
