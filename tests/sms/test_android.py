@@ -77,7 +77,7 @@ def test_an_old_signature_is_taken_only_for_what_is_stored(app, phone, caplog):
         )
     assert (
         "event=signature_out_of_time format=android-sms-gateway seconds=31" in caplog.text
-    )  # 310 or so
+    )
     assert len(messages(app)) == 1
 
 
