@@ -17,6 +17,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from service import dialling
 from service.deadlines import Deadline
+from service.version import VERSION
 
 # How long a kept connection may have been idle: a NAT forgets it without telling either end. For a
 # request that must not be sent twice: shorter than any usual server keeps one
@@ -34,6 +35,8 @@ _BROKEN = (
     ValueError,
 )
 _current = threading.local()
+# RFC 9110, 10.1.5
+USER_AGENT = f"otp-service/{VERSION}"
 
 
 class CallFailed(Exception):
@@ -148,7 +151,7 @@ def new_session(pool_size: int = 32) -> "Session":
     session.trust_env = False
     session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
     # Compressed answers could grow without bound when unpacked
-    session.headers.update({"Accept-Encoding": "identity", "User-Agent": "otp-service"})
+    session.headers.update({"Accept-Encoding": "identity", "User-Agent": USER_AGENT})
     for scheme in ("http://", "https://"):
         session.mount(scheme, _Adapter(pool_connections=pool_size, pool_maxsize=pool_size))
     return session

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from service import outbound
 from service.database.engine import db
+from service.version import VERSION
 from tests.conftest import SYSTEM_KEY
 from tests.fixtures import ROOT
 from tests.peers import HEAD, NO_STATUS, SLOW, body_drip, header_drip, raw_server, silence
@@ -351,7 +352,7 @@ def test_headers_parameters_and_data_go_out_as_given(session):
         )  # fmt: skip
     assert sent.startswith(b"POST /hook?a=b+c HTTP/1.1\r\n")
     assert b"\r\nX-Mine: 1\r\n" in sent
-    assert b"\r\nUser-Agent: otp-service\r\n" in sent
+    assert b"\r\nUser-Agent: otp-service/%s\r\n" % VERSION.encode() in sent
 
 
 # --- names and addresses ------------------------------------------------------------------

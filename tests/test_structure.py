@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 LEVELS = [
     "demo", "sandbox", "web_worker", "", "commands", "pages", "api", "sms", "numbers", "history",
     "waiting", "webhooks", "auth", "users", "upstream", "cache", "audit", "retention", "database",
-    "outbound", "dialling", "deadlines", "limits", "keys", "fields", "logs", "errors",
+    "outbound", "dialling", "deadlines", "limits", "keys", "fields", "logs", "errors", "version",
 ]  # fmt: skip
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path

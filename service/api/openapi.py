@@ -14,6 +14,7 @@ from service.api import schemas
 from service.auth import UserIdQuery
 from service.fields import Digits, Moment, Phone, Text
 from service.upstream import InitSchema
+from service.version import VERSION
 
 # A declared error, or (status, message); and when it is returned
 Failure = tuple[type[errors.ApiError] | tuple[int | str, str], str]
@@ -242,7 +243,7 @@ INGEST_BY_GET = replace(
 def document() -> dict[str, Any]:
     """The OpenAPI 3.1 document, as a dict; `x-failures` lists each error of a call."""
     plugin = MarshmallowPlugin()
-    spec = APISpec("OTP number service", "1", "3.1.0", plugins=[plugin])
+    spec = APISpec("OTP number service", VERSION, "3.1.0", plugins=[plugin])
     converter = plugin.converter
     assert converter is not None  # the plugin is in use
     text, moment = ("string", None), ("string", "date-time")

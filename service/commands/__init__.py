@@ -15,7 +15,7 @@ from service.commands.numbers import numbers
 from service.commands.providers import providers
 from service.commands.reports import summary
 from service.commands.secrets import secrets
-from service.commands.upkeep import backup, demo, doctor, purge
+from service.commands.upkeep import backup, demo, doctor, purge, version
 from service.commands.users import users
 from service.commands.webhooks import webhooks
 from service.database.health import explain
@@ -23,7 +23,7 @@ from service.logs import describe, event
 
 COMMANDS = (
     users, providers, numbers, messages, webhooks, summary, audit, secrets, purge, backup, doctor,
-    demo,
+    demo, version,
 )  # fmt: skip
 
 

@@ -1,6 +1,8 @@
-"""flask purge, backup, doctor, demo: keeping a deployment clean, safe and healthy."""
+"""flask purge, backup, doctor, demo, version: keeping a deployment clean, safe and healthy."""
 
+import platform
 import sqlite3
+from importlib import metadata
 from pathlib import Path
 
 import click
@@ -13,6 +15,7 @@ from service.commands.output import as_json, readable, show
 from service.database.backup import back_up
 from service.database.engine import db
 from service.database.writing import transact
+from service.version import VERSION
 
 
 @click.command()
@@ -77,3 +80,11 @@ def demo(once: bool, port: int | None) -> None:
     from service import demo as demo_module  # production processes never load the sandbox
 
     raise SystemExit(demo_module.run(once, current_app.config["PORT"] if port is None else port))
+
+
+@click.command()
+@as_json
+def version(as_json: bool) -> None:
+    """The version of this service; `flask --version`, which loads no app, knows Flask's only."""
+    flask = metadata.version("flask")
+    show({"service": VERSION, "python": platform.python_version(), "flask": flask}, as_json)

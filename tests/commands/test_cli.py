@@ -789,3 +789,9 @@ def test_a_worker_on_an_old_schema_says_so_and_ends(make_app, empty_database_url
     runner = make_app(DATABASE_URL=empty_database_url).test_cli_runner()
     output = flask("webhooks", "deliver", *watch, exit_code=1, runner=runner)
     assert output == "Error: the database schema is not current: run `flask db upgrade`\n"
+
+
+def test_version_is_the_one_of_the_api(flask, client):
+    told = flask("version", "--json")["service"]
+    assert told == client.get("/openapi.json").json["info"]["version"]
+    assert re.fullmatch(r"[0-9]+\.[0-9]+\.[0-9]+", told)

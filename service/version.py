@@ -1,0 +1,3 @@
+"""The version of this service, told by /openapi.json, `flask version` and the User-Agent."""
+
+VERSION = "1.0.0"
