@@ -1,6 +1,5 @@
 """Template filters: results as sentences, times, numbers."""
 
-import json
 import re
 from datetime import datetime
 from typing import Any
@@ -49,19 +48,6 @@ def is_success(result: str | None) -> bool:
 @bp.app_template_filter("moment")
 def moment(time: datetime) -> str:
     return f"{time:%Y-%m-%d %H:%M:%S} UTC"
-
-
-@bp.app_template_filter("compact")
-def compact(value: Any) -> str:
-    """JSON as it is sent."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
-
-
-@bp.app_template_filter("duration")
-def duration(seconds: int) -> str:
-    """`seconds` in the largest unit that makes it a whole number."""
-    size, unit = next(x for x in ((3600, "h"), (60, "min"), (1, "s")) if seconds % x[0] == 0)
-    return f"{seconds // size} {unit}"
 
 
 @bp.app_template_filter("code")

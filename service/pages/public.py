@@ -4,11 +4,10 @@ from typing import Any
 
 from flask import redirect, render_template, request, url_for
 
-from service.api import openapi
+from service.api import endpoints, examples, reference
 from service.errors import InvalidApiKey, TooManyTries
 from service.pages.blueprint import bp
 from service.pages.session import current_user, log_in, log_out
-from service.webhooks.delivery import RETRY_SECONDS
 
 
 @bp.get("/")
@@ -46,5 +45,12 @@ def logout() -> Any:
 @bp.get("/docs")
 def docs() -> Any:
     """The API documentation, from the same source as /openapi.json."""
-    shown = {"document": openapi.document(), "calls": openapi.ENDPOINTS, "retries": RETRY_SECONDS}
+    shown = {
+        "introduction": endpoints.paragraphs(endpoints.INTRODUCTION),
+        "for_operators": endpoints.paragraphs(endpoints.FOR_OPERATORS),
+        "calls": reference.calls(request.url_root.rstrip("/")),
+        "webhook": reference.webhook(),
+        "receivers": examples.RECEIVERS,
+        "recipes": examples.RECIPES,
+    }
     return render_template("docs.html", user=current_user(), **shown)

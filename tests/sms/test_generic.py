@@ -337,7 +337,7 @@ def test_an_empty_answer_tells_no_code(app, gateway):
 RECIPES = {
     line.split()[3]: line.partition("--format generic ")[2]
     for line in (ROOT / "docs/gateways.md").read_text().splitlines()
-    if line.startswith("    flask providers add ")
+    if line.startswith("flask providers add ")
 }
 
 
