@@ -174,21 +174,36 @@ def _operators(data: dict[str, Any], country_id: int) -> list[dict[str, Any]]:
 def _get(
     endpoint: str, limit: int, params: dict[str, Any] | None = None, once: str | None = None
 ) -> dict[str, Any] | None:
-    """The one way to the main server: `data` of its success answer, or an UpstreamError.
+    """`data` of the main server's success answer, or an UpstreamError."""
+    key = current_app.config["SYSTEM_API_KEY"]
+    if not key or not current_app.config["MAIN_SERVER_URL"]:
+        raise NotConfigured
+    answer = ask(endpoint, key, limit, params, once)
+    data = _data(answer)
+    if once:
+        current_app.extensions["upstream"]["heeds_keys"] = (
+            answer.headers.get("Idempotency-Key") == once
+        )
+    return data
+
+
+def ask(
+    endpoint: str, key: str, limit: int, params: dict[str, Any] | None = None,
+    once: str | None = None,
+) -> outbound.Answer:  # fmt: skip
+    """The one way to the main server: its answer to a call with `key`, whatever it is, of which at
+    most `limit` bytes are read; raises Unreachable.
 
     `once` is the Idempotency-Key of a request that must not be carried out twice.
     """
     config, state = current_app.config, current_app.extensions["upstream"]
-    base, key = config["MAIN_SERVER_URL"], config["SYSTEM_API_KEY"]
-    if not base or not key:
-        raise NotConfigured
     started = time.monotonic()
     result: int | str = "failed"
     try:
         answer = outbound.call(
             state["session"],
             "GET",
-            f"{base}/api/{endpoint}/{quote(key, safe='')}",
+            f"{config['MAIN_SERVER_URL']}/api/{endpoint}/{quote(key, safe='')}",
             seconds=config["UPSTREAM_TIMEOUT"],
             limit=limit,
             repeatable=once is None or state["heeds_keys"],
@@ -196,16 +211,13 @@ def _get(
             headers={"Idempotency-Key": once} if once else None,
         )
         result = answer.status if answer.complete else "incomplete"
+        return answer
     except outbound.CallFailed as e:
         result = e.kind
         raise Unreachable(e) from e
     finally:
         ms = round((time.monotonic() - started) * 1000)
         event("upstream_called", endpoint=endpoint, result=result, ms=ms)
-    data = _data(answer)
-    if once:
-        state["heeds_keys"] = answer.headers.get("Idempotency-Key") == once
-    return data
 
 
 def _without_key(message: str) -> str:

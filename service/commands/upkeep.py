@@ -10,7 +10,7 @@ from flask import current_app
 from flask.cli import with_appcontext
 
 from service import audit, retention
-from service.commands import checks
+from service.commands import checks, main_server
 from service.commands.output import as_json, readable, show
 from service.database.backup import back_up
 from service.database.engine import db
@@ -54,12 +54,18 @@ def backup(file: Path, as_json: bool) -> None:
 
 
 @click.command()
+@click.option(
+    "--main-server",
+    "main_server_only",
+    is_flag=True,
+    help="Try the main server alone, thoroughly; no number is asked for.",
+)
 @as_json
 @with_appcontext
-def doctor(as_json: bool) -> None:
+def doctor(main_server_only: bool, as_json: bool) -> None:
     """Report what is misconfigured; exits 1 if anything is."""
-    findings = checks.run()
-    if purged := checks.last_purge():
+    findings = list(main_server.check()) if main_server_only else checks.run()
+    if not main_server_only and (purged := checks.last_purge()):
         click.echo(f"last purge: {readable(purged)} UTC", err=True)
     if as_json:
         show({"ok": not findings, "problems": findings}, True)
