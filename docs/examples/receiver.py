@@ -1,4 +1,4 @@
-"""Receives the codes, and accepts only what the service has signed. Python 3.8 or newer:
+"""Receives the codes, and accepts only what the service has signed. Python 3:
 
     WEBHOOK_SECRET=whsec_... python3 receiver.py
 

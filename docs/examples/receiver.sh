@@ -3,7 +3,7 @@
 # that starts it for each connection, such as socat:
 #
 #     export WEBHOOK_SECRET=whsec_...
-#     socat -T 10 TCP-LISTEN:8080,bind=127.0.0.1,reuseaddr,fork EXEC:./receiver.sh
+#     socat -T 10 TCP-LISTEN:8080,bind=127.0.0.1,reuseaddr,fork EXEC:'sh receiver.sh'
 #
 # A web server in front of it has to speak HTTPS. The signature is that of
 # https://www.standardwebhooks.com. The secret is an argument of openssl: other accounts of the

@@ -1,4 +1,4 @@
-"""Phone numbers for your tests, and the codes that they receive. Python 3.8 or newer.
+"""Phone numbers for your tests, and the codes that they receive, in Python 3.
 
 It reads the environment: SERVICE is the service's address, and KEY your API key.
 """

@@ -31,7 +31,7 @@ def _lines() -> Iterator[str]:
     yield f"{ELSEWHERE}\n"
     yield "The commands below need these:\n"
     yield "<!-- not run: it is the reader's own address and key -->\n"
-    yield "```sh\nSERVICE=https://YOUR-SERVICE\nKEY=YOUR_API_KEY\n```\n"
+    yield "```sh\nSERVICE=https://YOUR-SERVICE\nKEY=YOUR_API_KEY\nINGEST_KEY=OF_YOUR_GATEWAY\n```\n"
     everything = calls("$SERVICE")
     yield "## For users\n"
     for call in everything:

@@ -1,4 +1,4 @@
-"""What the documents' tests share: main server, service and receiver, whose answers are known."""
+"""What the tests of the documents share."""
 
 import itertools
 from types import SimpleNamespace
@@ -6,9 +6,6 @@ from types import SimpleNamespace
 import pytest
 
 from service import sandbox
-
-# What the sandbox grants first, as the documents have it
-NUMBER = "447400849540"
 
 
 @pytest.fixture
