@@ -79,8 +79,9 @@ ID: dict[str, Any] = {}
 SMS: dict[str, Any] = {
     "type": "object",
     "description": "The `generic` format; other gateways send their own. `phone_number` is another"
-    " name of `to`; `sms_text`, `message` and `body` are of `text`; `message_id` is of `id`."
-    " `otp_code` and `received_at` (ISO 8601 or Unix seconds) are optional.",
+    " name of `to`; `sms_text`, `message` and `body` are of `text`; `message_id` and `messageId`"
+    " are of `id`. `otp_code`, `sender` and `received_at` (ISO 8601, Unix seconds or milliseconds)"
+    " are optional.",
     "properties": {
         "to": PHONE | {"description": "The number, with the country's code."},
         "text": TEXT | {"description": "The SMS."},

@@ -72,7 +72,7 @@ def run(blocks, env):
     blocks = [block for block in blocks if not block.reason]
     script = "".join(f"{{ {b.command}\n}}\nprintf '\\n\\036%d\\036' $?\n" for b in blocks)
     done = subprocess.run(
-        ["bash", "-c", script], cwd=ROOT, env=env, timeout=100, check=False,
+        ["bash", "-c", script], cwd=ROOT, env=env, timeout=500, check=False,
         capture_output=True, text=True,
     )  # fmt: skip
     printed = re.findall(r"(.*?)\n\x1e(\d+)\x1e", done.stdout, re.S)

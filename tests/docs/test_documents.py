@@ -48,11 +48,20 @@ def environment(start, dice, app, make_user, make_provider, receiver, database_u
 
 
 @on_sqlite
+@pytest.mark.timeout(600)  # each command of `flask` starts the service anew
 @pytest.mark.parametrize(
     "name", [name for name, blocks in BLOCKS.items() if any(not b.reason for b in blocks)]
 )
 def test_the_commands_answer_what_is_shown(environment, name):
     assert run(BLOCKS[name], environment) == []
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_no_block_is_overlooked(path):
+    """As one would be that is in a list, or has another name for a shell."""
+    fences = re.findall(r"^( *)(?:```|~~~)(.+)$", path.read_text(), re.M)
+    known = {"sh", "shell", "bash", "console", "json", "text", "toml", "yaml", "ini", "python"}
+    assert {(indent, name) for indent, name in fences if indent or name not in known} == set()
 
 
 def test_what_is_not_run_is_counted():
