@@ -64,7 +64,10 @@ NO_USER: list[Failure] = [
 ]
 BAD_PARAMETER: Failure = (400, "a sentence naming the parameter"), "a parameter is not as described"
 INTERNAL: Failure = (errors.ApiError, "an unforeseen error")
-BUSY: Failure = (errors.Busy, "no database connection became free in time; see `Retry-After`")
+UNAVAILABLE: list[Failure] = [
+    (errors.Busy, "no database connection became free in time; see `Retry-After`"),
+    (errors.SchemaNotCurrent, "the service is newer than its database"),
+]
 
 PHONE_PATTERN = r"^(\+|00|(?!00))[0-9]{4,20}$"
 PHONE: dict[str, Any] = {
@@ -160,7 +163,7 @@ ENDPOINTS = [
             (errors.SystemConfigurationError, "the main server or its key is not configured"),
             (errors.ServiceFetchFailed, "the main server gave no usable answer"),
             (errors.InitBusy, "too many calls are waiting for the main server; see `Retry-After`"),
-            BUSY,
+            *UNAVAILABLE,
             (("its own", "its own"), "the main server answered an error"),
         ],
         example='{"countries":[{"id":1,"name":"United States","phone_code":"1"},…],'
@@ -184,7 +187,7 @@ ENDPOINTS = [
                 errors.NumbersBusy,
                 "too many calls are waiting for the main server; see `Retry-After`",
             ),
-            BUSY,
+            *UNAVAILABLE,
         ],
         query=(schemas.GetNumberQuery, UserIdQuery),
         headers=(IDEMPOTENCY_KEY,),
@@ -206,7 +209,7 @@ ENDPOINTS = [
         "The user's SMS, oldest first: those after `after`, else the latest; with `wait`, as soon"
         " as there is one.",
         schemas.MessagesData,
-        [*NO_USER, BAD_PARAMETER, INTERNAL, BUSY],
+        [*NO_USER, BAD_PARAMETER, INTERNAL, *UNAVAILABLE],
         query=(schemas.MessagesQuery, UserIdQuery),
         notes="""
             To follow all SMS, pass the last `id` as `after` of the next call. At most about 1 MB is
@@ -229,7 +232,7 @@ ENDPOINTS = [
         "/api/numbers",
         "The user's numbers, newest first.",
         schemas.NumbersData,
-        [*NO_USER, BAD_PARAMETER, INTERNAL, BUSY],
+        [*NO_USER, BAD_PARAMETER, INTERNAL, *UNAVAILABLE],
         query=(schemas.NumbersQuery, UserIdQuery),
         example='{"numbers":[{"id":1,"phone_number":"+447400849540","country_id":2,'
         '"operator_id":null,"assigned_at":"2026-11-25T09:29:00.123456Z"}]}',
@@ -239,7 +242,7 @@ ENDPOINTS = [
         "/api/summary",
         "The user's counts: in all, and of each day (UTC).",
         schemas.SummarySchema,
-        [*NO_USER, BAD_PARAMETER, INTERNAL, BUSY],
+        [*NO_USER, BAD_PARAMETER, INTERNAL, *UNAVAILABLE],
         query=(schemas.SummaryQuery, UserIdQuery),
         example='{"totals":{"numbers":1,"sms":1,"otps":1,"webhooks_delivered":1},'
         '"days":[{"numbers":0,"sms":0,"otps":0,"webhooks_delivered":0,"day":"2026-10-27"},…]}',
@@ -255,7 +258,7 @@ ENDPOINTS = [
             (errors.InvalidSignature, "the gateway signs, and this is not its signature"),
             ((413, "too large"), "more than 256 KiB"),
             INTERNAL,
-            BUSY,
+            *UNAVAILABLE,
         ],
         key="ingest_key",
         method="post",
