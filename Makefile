@@ -1,13 +1,13 @@
 # make run: set-up and the demo; make check: what needs no server, under a minute; make test: all tests;
 # make torture: 100 kills a database; make bench: how far from the floor (ARGS='--quick ingest');
-# make lock: new exact versions of requirements*.in
+# make lock: new exact versions of requirements*.in; make outdated: pins that are yanked or old
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 UV = uv==0.13.9
 
-.PHONY: run check lint test torture bench lock clean
+.PHONY: run check lint test torture bench lock outdated clean
 # REQUIRE_ALL=1: a part that is missing on this machine fails its tests instead of skipping them
 export REQUIRE_ALL
 
@@ -35,6 +35,10 @@ torture: $(VENV)/.test
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks $(ARGS)
+
+# Which pins are yanked (exits 1 then), or have a newer version
+outdated: $(VENV)/.run
+	$(BIN)/python .ci/outdated.py
 
 # Exact versions with hashes, for every Python and system at once
 lock: $(VENV)/.run

@@ -94,8 +94,8 @@ def test_an_unforeseen_error_tells_no_details(make_app, browser, tmp_path):
     client = make_app(DATABASE_URL=f"sqlite:///{tmp_path}/empty.sqlite3").test_client()
     client.set_cookie("session", browser.get_cookie("session").value)
     response = client.get("/profile")
-    assert response.status_code == 500
-    assert "Something went wrong" in response.text and "sqlite" not in response.text.lower()
+    assert response.status_code == 503
+    assert "schema is not current" in response.text and "sqlite" not in response.text.lower()
     assert response.headers["X-Request-ID"] in response.text
 
 

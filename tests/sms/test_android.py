@@ -75,9 +75,7 @@ def test_an_old_signature_is_taken_only_for_what_is_stored(app, phone, caplog):
         assert refused(
             send(**signed(android_envelope(messageId="other"), age=age)), 401, "signature"
         )
-    assert (
-        "event=signature_out_of_time format=android-sms-gateway seconds=31" in caplog.text
-    )
+    assert "event=signature_out_of_time format=android-sms-gateway seconds=31" in caplog.text
     assert len(messages(app)) == 1
 
 
