@@ -1,4 +1,5 @@
-# make run: set-up and the demo; make check: what needs no server, under a minute; make test: all tests;
+# make run: set-up and the demo; make demo-data: the demo with a month of history;
+# make check: what needs no server, under a minute; make test: all tests;
 # make torture: 100 kills a database; make bench: how far from the floor (ARGS='--quick ingest');
 # make lock: new exact versions of requirements*.in; make outdated: pins that are yanked or old
 PYTHON ?= python3
@@ -7,12 +8,15 @@ BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 UV = uv==0.13.9
 
-.PHONY: run check lint test torture bench lock outdated clean
+.PHONY: run demo-data check lint test torture bench lock outdated clean
 # REQUIRE_ALL=1: a part that is missing on this machine fails its tests instead of skipping them
 export REQUIRE_ALL
 
 run: $(VENV)/.run
 	$(BIN)/flask demo
+
+demo-data: $(VENV)/.run
+	$(BIN)/flask demo --days 30
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 import json
 import queue
+import shlex
 import tempfile
 import threading
 from pathlib import Path
@@ -13,7 +14,7 @@ from flask_migrate import upgrade
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
 from config import Config
-from service import create_app, users
+from service import create_app, demo_history, users
 from service.database.engine import db
 from service.database.writing import Transaction, transact
 from service.keys import new_key, new_secret
@@ -22,10 +23,11 @@ from service.webhooks import endpoint
 from service.webhooks.signing import verify
 
 
-def run(once: bool, port: int) -> int:
-    """Start all three and return the exit status; with `once`, make one round trip and stop."""
+def run(once: bool, port: int, days: int) -> int:
+    """Start all three, with `days` days of history, and return the exit status; with `once`, make
+    one round trip and stop."""
     with tempfile.TemporaryDirectory(prefix="otp-demo-") as folder:
-        demo = _Demo(Path(folder), 0 if once else port)
+        demo = _Demo(Path(folder), 0 if once else port, days)
         try:
             if once:
                 return demo.round_trip()
@@ -39,7 +41,7 @@ def run(once: bool, port: int) -> int:
 
 
 class _Demo:
-    def __init__(self, folder: Path, port: int) -> None:
+    def __init__(self, folder: Path, port: int, days: int) -> None:
         self.servers: list[BaseWSGIServer] = []
         # (whether the signature is valid, the body) of each webhook
         self.received: queue.Queue[tuple[bool, bytes]] = queue.Queue()
@@ -48,7 +50,7 @@ class _Demo:
         sandbox = create_sandbox(self.system_key, webhook_secret=main_secret)
         self.main_server = self.serve(sandbox)
         self.receiver = self.serve(self.create_receiver())
-        settings = {
+        self.settings = {
             "DATABASE_URL": f"sqlite:///{folder / 'demo.sqlite3'}",
             "MAIN_SERVER_URL": self.main_server,
             "SYSTEM_API_KEY": self.system_key,
@@ -56,12 +58,15 @@ class _Demo:
             "SECRET_KEY": new_key("secret"),
             "WEBHOOK_REQUIRE_HTTPS": "0",
             "WEBHOOK_ALLOWED_NETWORKS": "127.0.0.0/8",
+            "RETENTION_DAYS": str(days + 30),
             "LOG_LEVEL": "WARNING",
         }
-        self.app = app = create_app(Config(settings))
+        self.app = app = create_app(Config(self.settings))
         with app.app_context():
             upgrade()
-            self.api_key, self.webhook_secret = transact(self.add_user)
+            user_id, self.api_key, self.webhook_secret = transact(self.add_user)
+            if days:
+                demo_history.add(days, user_id)
         self.url = self.serve(app, port)
         sandbox.config["DELIVER_TO"] = f"{self.url}/api/ingest/{self.system_key}"
 
@@ -94,12 +99,13 @@ class _Demo:
 
         return receiver
 
-    def add_user(self, tx: Transaction) -> tuple[str, str]:
+    def add_user(self, tx: Transaction) -> tuple[int, str, str]:
         user, key, secret = users.create(tx, "demo")
         endpoint.set_url(tx, user, f"{self.receiver}/webhook")
-        return key, secret
+        return user.id, key, secret
 
     def explain(self) -> None:
+        settings = shlex.join(f"{name}={value}" for name, value in self.settings.items())
         click.echo(
             f"""
 The service:      {self.url}
@@ -114,7 +120,12 @@ Paste these into another terminal:
   curl '{self.url}/api/get-number/{self.api_key}?country_id=2'
   curl '{self.main_server}/sms' -d 'phone_number=THE_NUMBER' -d 'sms_text=Your code is 123456'
 
-(The second returns THE_NUMBER; leave out its "+" in the third.) Ctrl-C stops everything.
+(The second returns THE_NUMBER; leave out its "+" in the third.) Commands work there too:
+
+  export {settings}
+  .venv/bin/flask users list
+
+Ctrl-C stops everything, and removes its database.
 """
         )
 

@@ -14,9 +14,10 @@ from config import DATABASE_VARIABLES, Config
 ROOT = Path(__file__).parents[1]
 # The folders and modules of service/ from the top down; "" is service/__init__ itself
 LEVELS = [
-    "demo", "sandbox", "web_worker", "", "commands", "pages", "api", "sms", "numbers", "history",
-    "waiting", "webhooks", "auth", "users", "upstream", "cache", "audit", "retention", "database",
-    "outbound", "dialling", "deadlines", "limits", "keys", "fields", "logs", "errors", "version",
+    "demo", "demo_history", "sandbox", "web_worker", "", "commands", "pages", "api", "sms",
+    "numbers", "history", "waiting", "webhooks", "auth", "users", "upstream", "cache", "audit",
+    "retention", "database", "outbound", "dialling", "deadlines", "limits", "keys", "fields",
+    "logs", "errors", "version",
 ]  # fmt: skip
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
@@ -118,5 +119,5 @@ def test_every_route_decides_who_may_call(app):
 
 @pytest.mark.server
 def test_the_sandbox_is_no_part_of_production():
-    code = "import wsgi, sys; assert not {'service.sandbox', 'service.demo'} & set(sys.modules)"
+    code = "import wsgi, sys; assert not [n for n in sys.modules if 'demo' in n or 'sandbox' in n]"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -80,12 +80,16 @@ def doctor(main_server_only: bool, as_json: bool) -> None:
 @click.option(
     "--port", type=click.IntRange(0, 65535), help="The service's port (default: PORT or 8000)."
 )
+@click.option(
+    "--days", type=click.IntRange(0, 366), default=0, help="With so many days of made-up history."
+)
 @with_appcontext
-def demo(once: bool, port: int | None) -> None:
+def demo(once: bool, port: int | None, days: int) -> None:
     """Run the service with a sandbox main server and a webhook receiver, all on this machine."""
     from service import demo as demo_module  # production processes never load the sandbox
 
-    raise SystemExit(demo_module.run(once, current_app.config["PORT"] if port is None else port))
+    port = current_app.config["PORT"] if port is None else port
+    raise SystemExit(demo_module.run(once, port, days))
 
 
 @click.command()
