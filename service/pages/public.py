@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from flask import redirect, render_template, request, url_for
+from flask import current_app, redirect, render_template, request, url_for
 
 from service.api import endpoints, examples, reference
 from service.errors import InvalidApiKey, TooManyTries
@@ -21,13 +21,20 @@ def login() -> Any:
     if request.method != "POST":
         if current_user():
             return redirect(url_for("profile.overview"))
-        return render_template("login.html")
+        return render_template("login.html", missing=_missing())
     try:
         log_in(request.form.get("api_key", "").strip())
     except (InvalidApiKey, TooManyTries) as e:
         sentence = "This is not an API key in use." if e.status == 401 else e.message
         return render_template("login.html", error=sentence), e.status, e.headers
     return redirect(url_for("profile.overview"))
+
+
+def _missing() -> list[str]:
+    """The settings without which this deployment can do nothing, or nothing that lasts."""
+    config = current_app.config
+    missing = [name for name in ("SYSTEM_API_KEY", "MAIN_SERVER_URL") if not config[name]]
+    return missing + ["SECRET_KEY"] * ("SECRET_KEY_IS_OWN" in config)
 
 
 @bp.route("/logout", methods=["GET", "POST"])
