@@ -19,11 +19,12 @@ from importlib import metadata
 from pathlib import Path
 
 from packaging.requirements import Requirement
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
 from benchmarks import harness, records, slow_peers
 from service.database.engine import db
-from service.database.models import Attempt, Delivery
+from service.database.models import Attempt, Delivery, User
+from service.database.writing import transact
 from tests import mariadb
 
 ENGINES = ("sqlite", "mariadb")
@@ -201,6 +202,32 @@ def hot_row(bench, table, engine):
         table.beside(results)
 
 
+def tree(bench, table, engine):
+    """A deployment whose main server is another one, against one alone."""
+    alone = bench.serve("ours", bench.database(engine))
+    # The lower deployment has the key of a user that it has not itself
+    key, upper_url = harness.user_key(17), bench.database(engine, [f"{bench.url}/hook"] * 17)
+    upper = bench.serve("ours", upper_url)
+    lower = bench.serve(
+        "ours", bench.database(engine),
+        MAIN_SERVER_URL=f"http://127.0.0.1:{upper.port}", SYSTEM_API_KEY=key,
+    )  # fmt: skip
+    hook = f"http://127.0.0.1:{lower.port}/api/ingest/{key}"
+    with harness.service_app(upper_url):
+        transact(lambda tx: tx.execute(update(User).values(webhook_url=hook)))
+    for call, two in ((harness.get_number, lower), (harness.ingest, upper)):
+        requests = [call(n) for n in EVERYBODY]
+        sides = {"one": (alone, requests), "two": (two, requests)}
+        case = f"two levels: {call.__name__}:"
+        single = bench.alternate(bench.rounds(5), sides, callers=1, seconds=bench.seconds(2))
+        table.row(f"{case} p50 / one level's", engine, ratios(single, "p50", "two", "one"), 2.5)
+        table.beside(single)
+        crowd = bench.alternate(bench.rounds(5), sides, seconds=bench.seconds(2))
+        rates = ratios(crowd, "rate", "two", "one")
+        table.row(f"{case} rate / one level's", engine, rates, at_least=0.4)
+        table.beside(crowd)
+
+
 def memory(bench, table, engine):
     """One worker's memory after many requests, and how much of it came in the second half."""
     half = 1000 if bench.quick else 25_000
@@ -256,6 +283,7 @@ CASES = {
     "million": (million, ENGINES),
     "worker": (worker, ENGINES),
     "hot-row": (hot_row, ("mariadb",)),
+    "tree": (tree, ENGINES),
     "memory": (memory, ("sqlite",)),
     "install": (install, ("",)),
 }
