@@ -122,8 +122,7 @@ Paste these into another terminal:
 
 (The second returns THE_NUMBER; leave out its "+" in the third.) Commands work there too:
 
-  export {settings}
-  .venv/bin/flask users list
+  export {settings} && .venv/bin/flask users list
 
 Ctrl-C stops everything, and removes its database.
 """

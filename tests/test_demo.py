@@ -107,7 +107,8 @@ def test_commands_of_another_terminal_open_its_database(start, tmp_path, databas
         PYTHONUNBUFFERED="1", DATABASE_URL=database_url,
     )  # fmt: skip
     log = until(lambda: "Ctrl-C" in (text := (tmp_path / "log").read_text()) and text)
-    settings = dict(word.split("=", 1) for word in shlex.split(re.search("export (.+)", log)[1]))
+    told = re.search(r"export (.+) && \.venv/bin/flask users list", log)[1]
+    settings = dict(word.split("=", 1) for word in shlex.split(told))
 
     def flask(*args):
         done = subprocess.run(

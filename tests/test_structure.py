@@ -83,8 +83,14 @@ def test_tests_stand_alone():
                     assert not private, (path, private)
 
 
-def test_every_setting_command_and_route_is_in_the_readme(app):
-    readme = (ROOT / "README.md").read_text()
+def documents():
+    """The README and docs/, as one text."""
+    paths = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return "\n".join(path.read_text() for path in paths)
+
+
+def test_every_setting_command_and_route_is_documented(app):
+    text = documents()
     wanted = {name for name in vars(Config({})) if not name.startswith("SQLALCHEMY_")}
     wanted = wanted - {"DATABASE_HOSTS"} | set(DATABASE_VARIABLES)
     for rule in app.url_map.iter_rules():
@@ -94,7 +100,30 @@ def test_every_setting_command_and_route_is_in_the_readme(app):
         if name in ("run", "shell", "routes", "db"):
             continue
         wanted |= {f"{name} {sub}" for sub in getattr(command, "commands", {})} or {name}
-    assert {name for name in wanted if name not in readme} == set()
+    assert {name for name in wanted if name not in text} == set()
+
+
+def events_of(module):
+    """The names of the events that a module logs; of one that is made up, its end."""
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in (
+            "event",
+            "Change",
+        ):
+            strings = (
+                part.value for part in ast.walk(node.args[0]) if isinstance(part, ast.Constant)
+            )
+            yield from (string for string in strings if isinstance(string, str))
+
+
+def test_every_event_of_the_log_is_explained():
+    explained = (ROOT / "docs/operating.md").read_text()
+    logged = {name for module in MODULES for name in events_of(module)}
+    assert len(logged) > 30 and {name for name in logged if f"{name}`" not in explained} == set()
+
+
+def test_the_readme_is_a_screen_and_a_half():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 160
 
 
 def test_every_route_decides_who_may_call(app):

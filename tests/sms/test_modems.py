@@ -1,4 +1,4 @@
-"""README's scripts for SMS modems, run as smstools and gammu-smsd run them."""
+"""The scripts of docs/gateways.md for SMS modems, run as smstools and gammu-smsd run them."""
 
 import os
 import re
@@ -13,13 +13,15 @@ from tests.peers import serving, until
 from tests.records import messages
 
 DATA = ROOT / "tests/sms/data/smstools"
-SCRIPTS = re.findall(r"```sh\n(#!/bin/sh\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+SCRIPTS = re.findall(
+    r"```sh\n(#!/bin/sh\n.*?)```", (ROOT / "docs/gateways.md").read_text(), re.DOTALL
+)
 ORDER = "Dear customer, thank you for your order of this year. " * 3
 
 
 @pytest.fixture
 def script(app, make_provider, tmp_path):
-    """Give README's script for a program, with its settings made, and run it."""
+    """Give the script for a program, with its settings made, and run it."""
     for program in ("sh", "sed", "curl"):
         if not shutil.which(program):
             skip_or_fail(f"{program} is not installed")
