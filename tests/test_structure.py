@@ -19,6 +19,7 @@ LEVELS = [
     "retention", "database", "outbound", "dialling", "deadlines", "limits", "keys", "fields",
     "logs", "errors", "version",
 ]  # fmt: skip
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted((ROOT / "service").rglob("*.py"))
@@ -83,14 +84,8 @@ def test_tests_stand_alone():
                     assert not private, (path, private)
 
 
-def documents():
-    """The README and docs/, as one text."""
-    paths = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-    return "\n".join(path.read_text() for path in paths)
-
-
 def test_every_setting_command_and_route_is_documented(app):
-    text = documents()
+    text = "\n".join(path.read_text() for path in DOCUMENTS)
     wanted = {name for name in vars(Config({})) if not name.startswith("SQLALCHEMY_")}
     wanted = wanted - {"DATABASE_HOSTS"} | set(DATABASE_VARIABLES)
     for rule in app.url_map.iter_rules():
@@ -124,6 +119,16 @@ def test_every_event_of_the_log_is_explained():
 
 def test_the_readme_is_a_screen_and_a_half():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 160
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_the_links_of_a_document_lead_somewhere(path):
+    text = path.read_text()
+    titles = re.findall(r"(?m)^#+ (.+)$", text)
+    anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text):
+        file, _, anchor = target.partition("#")
+        assert (path.parent / file).exists() if file else anchor in anchors, target
 
 
 def test_every_route_decides_who_may_call(app):
