@@ -114,6 +114,7 @@ def test_the_image_has_what_its_commands_need(start, empty_database_url, tmp_pat
     assert run(shlex.split(PROCFILE["worker"].removesuffix(" --watch"))) == 0
     process.send_signal(signal.SIGTERM)
     assert process.wait() == 0
+    assert "Using worker: WebWorker" in (tmp_path / "log").read_text()  # as gunicorn.conf.py says
 
 
 def test_the_image_runs_as_nobody_special():
