@@ -60,6 +60,9 @@ class Config:
         # ... how many proxies in front set X-Forwarded-*
         self.TRUSTED_PROXIES = read.integer("TRUSTED_PROXIES", 0, 0, 10)
 
+        # ... opens GET /metrics to callers from elsewhere than this machine
+        self.METRICS_TOKEN = read.secret("METRICS_TOKEN")
+
         # Housekeeping: how many days messages and delivery logs are kept
         self.RETENTION_DAYS = read.integer("RETENTION_DAYS", 30, 1, 3650)
         # ... what is logged: DEBUG, INFO, WARNING or ERROR

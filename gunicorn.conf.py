@@ -6,10 +6,17 @@ from gevent import monkey
 monkey.patch_all()
 
 import os  # noqa: E402
+import shutil  # noqa: E402
 import socket  # noqa: E402
+import tempfile  # noqa: E402
 from typing import Any  # noqa: E402
 
 import gevent  # noqa: E402
+
+# Where the processes leave what they count; before the service is imported
+os.environ["PROMETHEUS_MULTIPROC_DIR"] = counts = tempfile.mkdtemp(prefix="otp-metrics-")
+
+from prometheus_client import multiprocess  # noqa: E402
 
 from config import Config, ConfigError  # noqa: E402
 from service import logs  # noqa: E402
@@ -55,3 +62,12 @@ def post_worker_init(worker: Any) -> None:
     """The first of the processes tells what is misconfigured; calls do not wait for it."""
     if worker.age == 1:
         gevent.spawn(checks.log_local, worker.application)
+
+
+def child_exit(server: Any, worker: Any) -> None:
+    """What a process that has ended was doing is no longer counted."""
+    multiprocess.mark_process_dead(worker.pid)
+
+
+def on_exit(server: Any) -> None:
+    shutil.rmtree(counts, ignore_errors=True)

@@ -14,7 +14,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from config import Config, ConfigError
-from service import commands, limits, logs, pages, upstream, waiting
+from service import commands, limits, logs, metrics, pages, upstream, waiting, watch
 from service.api import routes
 from service.database.engine import db, migrate, set_up_mysql, set_up_sqlite
 from service.database.health import is_old_schema
@@ -57,6 +57,7 @@ def create_app(config: Config | None = None) -> Flask:
             set_up_mysql(db.engine, config.DATABASE_HOSTS)
     for part in (logs, limits, waiting, upstream, queue, attempt, pace, by_hand, session, commands):
         part.init_app(app)
+    metrics.init_app(app, watch.read)
     app.register_blueprint(routes.bp)
     app.register_blueprint(pages.bp)
     app.register_error_handler(Exception, _answer_error)

@@ -1,6 +1,7 @@
 """Who is calling: the key in a request, and the user it belongs to."""
 
 import hmac
+from ipaddress import ip_address
 
 from flask import current_app, request
 from sqlalchemy import bindparam, select
@@ -47,6 +48,17 @@ def is_system_key(key: str) -> bool:
     given, config = key.encode("utf-8", "replace"), current_app.config
     valid = [config["SYSTEM_API_KEY"] or "", *config["SYSTEM_API_KEY_FALLBACKS"]]
     return any(hmac.compare_digest(system.encode(), given) for system in valid if system)
+
+
+def is_from_this_machine() -> bool:
+    """Whether the request came from a loopback address, and by no proxy."""
+    if "X-Forwarded-For" in request.headers or "Forwarded" in request.headers:
+        return False
+    try:
+        ip = ip_address(request.remote_addr or "")
+    except ValueError:
+        return False
+    return (getattr(ip, "ipv4_mapped", None) or ip).is_loopback
 
 
 def require_key(path_key: str | None) -> User | None:

@@ -9,6 +9,7 @@ from collections.abc import Hashable, Iterator
 from flask import Flask, current_app
 
 from service.errors import TooManyTries
+from service.metrics import IN_USE, PLACES
 
 # Of the calls that a process handles at once, how many may wait for whom. The rest is left to those
 # that wait for nobody
@@ -24,7 +25,7 @@ def init_app(app: Flask) -> None:
     connections = app.config["WORKER_CONNECTIONS"]
     app.extensions["gate"] = Gate(RUNNING_BEFORE, RUNNING_AFTER)
     app.extensions["shares"] = {
-        name: Slots(int(part * connections)) for name, part in SHARES.items()
+        name: Slots(int(part * connections), name) for name, part in SHARES.items()
     }
 
 
@@ -73,10 +74,16 @@ class Gate:
 
 
 class Slots:
-    """Counts what is in progress for each name: at most `places` in all, a quarter for one name."""
+    """Counts what is in progress for each name: at most `places` in all, a quarter for one name.
 
-    def __init__(self, places: int) -> None:
+    The total is a metric, if it has a `title`.
+    """
+
+    def __init__(self, places: int, title: str | None = None) -> None:
         self.places, self.quarter = places, max(1, places // 4)
+        self._in_use = title and IN_USE.labels(title)
+        if title:
+            PLACES.labels(title).set(places)
         self._busy: Counter[Hashable] = Counter()
         self._lock = threading.Lock()
 
@@ -93,6 +100,8 @@ class Slots:
         with self._lock:
             taken = self._busy[name] < limit and self._busy.total() < self.places
             self._busy[name] += taken
+        if self._in_use:
+            self._in_use.inc(taken)
         try:
             yield taken
         finally:
@@ -100,6 +109,8 @@ class Slots:
                 self._busy[name] -= taken
                 if not self._busy[name]:
                     del self._busy[name]
+            if self._in_use:
+                self._in_use.dec(taken)
 
 
 class Throttle:

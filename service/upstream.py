@@ -13,6 +13,7 @@ from service import outbound
 from service.cache import SharedCache
 from service.fields import MAX_ID, Phone, Text
 from service.logs import event
+from service.metrics import MAIN_SERVER_CALLS, MAIN_SERVER_SECONDS
 
 INIT_BYTES = 8 * 2**20
 NUMBER_BYTES = 256 * 2**10
@@ -216,8 +217,10 @@ def ask(
         result = e.kind
         raise Unreachable(e) from e
     finally:
-        ms = round((time.monotonic() - started) * 1000)
-        event("upstream_called", endpoint=endpoint, result=result, ms=ms)
+        seconds = time.monotonic() - started
+        MAIN_SERVER_CALLS.labels(endpoint, str(result)).inc()
+        MAIN_SERVER_SECONDS.labels(endpoint).observe(seconds)
+        event("upstream_called", endpoint=endpoint, result=result, ms=round(seconds * 1000))
 
 
 def _without_key(message: str) -> str:

@@ -15,9 +15,10 @@ ROOT = Path(__file__).parents[1]
 # The folders and modules of service/ from the top down; "" is service/__init__ itself
 LEVELS = [
     "demo", "demo_history", "sandbox", "web_worker", "", "commands", "pages", "api", "sms",
-    "numbers", "history", "waiting", "webhooks", "auth", "users", "upstream", "cache", "audit",
-    "retention", "database", "outbound", "dialling", "deadlines", "limits", "keys", "fields",
-    "logs", "errors", "version",
+    "numbers", "history", "watch", "waiting", "webhooks", "auth", "users", "upstream", "cache",
+    "audit", "retention", "database", "outbound", "dialling", "deadlines", "limits", "metrics",
+    "keys",
+    "fields", "logs", "errors", "version",
 ]  # fmt: skip
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MODULES = {
@@ -135,7 +136,7 @@ def test_every_route_decides_who_may_call(app):
     """A new route has to be added here, with a look at its credentials."""
     endpoints = {rule.endpoint for rule in app.url_map.iter_rules()}
     keyed = {"init", "get_number", "ingest", "numbers", "messages", "summary"}
-    public = {"healthz", "openapi_json"}
+    public = {"healthz", "openapi_json", "watch"}
     pages = {
         "overview", "numbers", "messages", "reveal", "edit", "send_test", "rotate_secret",
         "rotate_key", "webhooks", "redeliver", "enable",

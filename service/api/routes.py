@@ -1,15 +1,17 @@
 """The JSON API: init, get_number, ingest, what users read back, and errors as JSON."""
 
+import hmac
 import logging
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from flask import Blueprint, Request, Response, current_app, jsonify, request
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
-from service import audit, auth, errors, history, limits, upstream
+from service import audit, auth, errors, history, limits, metrics, upstream
 from service.api import openapi, schemas
 from service.database import health, schema
 from service.database.models import User
@@ -162,6 +164,17 @@ def healthz() -> dict[str, Any]:
     return success({"database": "ok"})
 
 
+@bp.get("/metrics")
+def watch() -> Response:
+    """Numbers to watch, for Prometheus: from this machine, or with METRICS_TOKEN."""
+    token = current_app.config["METRICS_TOKEN"] or ""
+    given = auth.given_key(None) or ""
+    is_known = bool(token) and hmac.compare_digest(token.encode(), given.encode("utf-8", "replace"))
+    if not is_known and not auth.is_from_this_machine():
+        raise errors.Unauthorized
+    return Response(metrics.exposition(), content_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+
 @bp.get("/openapi.json")
 def openapi_json() -> dict[str, Any]:
     """This API, described for programs (OpenAPI 3.1)."""
@@ -193,7 +206,7 @@ def _idempotency_key() -> str | None:
 
 def serves(request: Request) -> bool:
     """Whether the request is answered in JSON, errors included."""
-    return request.path.startswith(("/api", "/healthz", "/openapi.json"))
+    return request.path.startswith(("/api", "/healthz", "/metrics", "/openapi.json"))
 
 
 def answer_error(error: Exception) -> Any:
