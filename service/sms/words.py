@@ -5,134 +5,196 @@ import tomllib
 import unicodedata
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from functools import lru_cache
-from operator import attrgetter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 MAX_TEXT = 1600  # how many characters are read: ten SMS
-NO_SPACES = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3040-\ud7ff]")
+PATH = Path(__file__).with_name("otp_words.toml")
+ANY = "any"  # the section of what every language has
+
+# Scripts that do not separate words: Thai, Lao, Burmese, Khmer, Hangul, kana, Chinese
+NO_SPACES = "\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3040-\ud7ff"
+# Where a word may begin: at a run of Latin letters, of other letters, or of digits, at each
+# letter of a script without spaces, and at a sign
+_TOKEN = re.compile(rf"[a-zß-ʯ]+|(?:(?![{NO_SPACES}a-zß-ʯ])[^\W\d_])+|[{NO_SPACES}]|\d+|[^\w\s]")
 # Letters that NFKD does not decompose; and a comma that must not become the one in "1,5"
 _LETTERS = str.maketrans("ıłøđðŁØĐÐ，", "iloddLODD、", "ـ")
-_start, _end = attrgetter("start"), attrgetter("end")
+_LINKS = (" ", "-")  # between the parts of "reference code"
+
+
+class Word(NamedTuple):
+    """A word of otp_words.toml as it is in a folded, lowercase text, compounds spelled out."""
+
+    plain: str
+    kind: str  # with three dots in front if it comes after its number
+    language: str  # its section
+    any_after: bool  # whether any letters may follow
 
 
 class Label(NamedTuple):
-    """The position of a word of otp_words.toml in a text."""
+    """The position of a word in a text, and the sections of otp_words.toml that have it."""
 
     start: int
     end: int
+    languages: frozenset[str]
+
+    def speaks_with(self, other: "Label") -> bool:
+        """Whether both may be of one language."""
+        return ANY in self.languages | other.languages or bool(self.languages & other.languages)
 
 
-# The labels of a text, by kind
-Labels = defaultdict[str, list[Label]]
-NO_WORD = ("", False)
-# The words of otp_words.toml by their first letters: (word, kind, whether letters may follow)
-Index = defaultdict[str, set[tuple[str, str, bool]]]
+class Labels:
+    """The labels of one kind in a text; the order of their starts is that of their ends."""
+
+    def __init__(self, labels: list[Label]) -> None:
+        self.all = labels
+        self._starts = [label.start for label in labels]
+        self._ends = [label.end for label in labels]
+
+    def covers(self, place: int) -> bool:
+        """Whether one starts before `place` and ends after it."""
+        count = bisect_left(self._starts, place)
+        return count > 0 and place < self._ends[count - 1]
+
+    def has(self, start: int) -> bool:
+        """Whether one starts at `start`."""
+        label = self.first_after(start)
+        return label is not None and label.start == start
+
+    def last_before(self, place: int) -> Label | None:
+        """The last that ends at `place` or before."""
+        count = bisect_right(self._ends, place)
+        return self.all[count - 1] if count else None
+
+    def first_after(self, place: int) -> Label | None:
+        """The first that starts at `place` or after."""
+        count = bisect_left(self._starts, place)
+        return self.all[count] if count < len(self.all) else None
+
+
+class _Folding(dict[int, str]):
+    """What each character becomes, worked out once."""
+
+    def __missing__(self, code: int) -> str:
+        plain = []
+        for char in unicodedata.normalize("NFKD", chr(code).translate(_LETTERS)):
+            if char.isdecimal():
+                plain.append(str(unicodedata.decimal(char)))
+            elif char in "\r\n":
+                plain.append("\n")
+            elif char == "\t" or unicodedata.category(char)[0] == "Z":
+                plain.append(" ")
+            elif unicodedata.category(char) not in ("Cf", "Cc", "Mn", "Mc", "Me"):
+                plain.append(char)
+        self[code] = "".join(plain)
+        return self[code]
+
+
+_FOLDED = _Folding()
 
 
 def fold(text: str) -> str:
     """Normalize compatibility forms and digits; drop accents, vowel signs, invisible characters."""
-    plain = []
-    # A Korean or Vietnamese character decomposes into up to three
-    for char in unicodedata.normalize("NFKD", text.translate(_LETTERS))[: 3 * MAX_TEXT]:
-        if char.isdecimal():
-            plain.append(str(unicodedata.decimal(char)))
-        elif char in "\r\n\t":
-            plain.append("\n" if char != "\t" else " ")
-        elif unicodedata.category(char)[0] == "Z":
-            plain.append(" ")
-        elif unicodedata.category(char) not in ("Cf", "Cc", "Mn", "Mc", "Me"):
-            plain.append(char)
-    return unicodedata.normalize("NFC", "".join(plain))[:MAX_TEXT]
+    plain = text.translate(_FOLDED)[: 3 * MAX_TEXT]  # a Korean character decomposes into up to 3
+    return (plain if plain.isascii() else unicodedata.normalize("NFC", plain))[:MAX_TEXT]
 
 
-def find_labels(text: str) -> Labels:
-    """{kind: [Label]} of all words of otp_words.toml in a folded, lowercase text."""
-    found: Labels = defaultdict(list)
-    tail = Label(0, 0)  # the rest of a word, scanned once however many labels are in it
-    for place in range(len(text)):
-        for kind, (word, any_after) in _longest(text, place).items():
-            end = place + len(word)
-            if any_after:
-                if not tail.start <= end <= tail.end:
-                    tail = Label(end, _word_end(text, end))
-                end = tail.end
-            # No label lies inside another of its kind, so both starts and ends ascend
-            if not found[kind] or end > found[kind][-1].end:
-                found[kind].append(Label(place, end))
-    for outer, inner in (("code", "other"), ("other", "code")):
-        found[inner] = [x for x in found[inner] if not _is_inside(x, found[outer])]
-    ends = {label.end for label in found["promo"]}
-    found["code"] = [x for x in found["code"] if not ends & {x.start, x.start - 1}]
-    return found
+def read_words(path: Path = PATH) -> Iterator[Word]:
+    """All words of otp_words.toml; its head says what the kinds and signs mean."""
+    for language, kinds in tomllib.loads(path.read_text("utf-8")).items():
+        first_parts = ["", *kinds.pop("first", [])]
+        for kind, entries in kinds.items():
+            for entry in entries:
+                side = "..." if entry.startswith("...") else ""
+                stem = entry.removeprefix("...").lstrip(" +").rstrip("*")
+                for first in first_parts if entry[0] == "+" else [""]:
+                    plain = fold(first + stem).lower()
+                    yield Word(plain, side + kind, language, entry[-1] == "*")
 
 
-def _longest(text: str, place: int) -> dict[str, tuple[str, bool]]:
-    """The longest word of each kind that starts at `place`: (word, whether letters may follow)."""
-    longest: dict[str, tuple[str, bool]] = {}
-    words = _WORDS[_glued(text, place)]
-    for key in (text[place : place + 2], text[place]):
-        for word, kind, any_after in words.get(key, ()):
-            if (
-                text.startswith(word, place)
-                and len(word) > len(longest.get(kind, NO_WORD)[0])
-                and (any_after or not _glued(text, place + len(word)))
-            ):
-                longest[kind] = word, any_after
-    if "other" in longest and len(longest["other"][0]) >= len(longest.get("code", NO_WORD)[0]):
-        longest.pop("code", None)
+KEY = 4  # how many first characters of a word find it
+_Meaning = tuple[str, bool, frozenset[str]]  # kind, whether letters may follow, sections
+
+
+def _index(words: Iterable[Word]) -> tuple[dict[str, list[_Meaning]], dict[str, list[int]]]:
+    """What each word means, and for each beginning how long the words are, the longest first."""
+    sections = defaultdict(set)
+    for word in words:
+        sections[word.plain, word.kind, word.any_after].add(word.language)
+    meanings = defaultdict(list)
+    lengths = defaultdict(set)
+    # "code" comes last, see _longest
+    for plain, kind, any_after in sorted(sections, key=lambda key: (key[1] == "code", key[2])):
+        languages = set(sections[plain, kind, any_after])
+        for length in range(1, len(plain) + 1):
+            languages |= sections.get((plain[:length], kind, True), set())
+        meanings[plain].append((kind, any_after, frozenset(languages)))
+        lengths[plain[:KEY]].add(len(plain))
+    return dict(meanings), {start: sorted(found, reverse=True) for start, found in lengths.items()}
+
+
+_MEANINGS, _LENGTHS = _index(read_words())
+_FIRST = {start[0] for start in _LENGTHS}
+_NONE = Labels([])
+
+
+def find_labels(text: str) -> dict[str, Labels]:
+    """{kind: Labels} of all words of otp_words.toml in a folded, lowercase text."""
+    found: defaultdict[str, list[Label]] = defaultdict(list)
+    word_end = list(range(len(text) + 1))  # for a place inside a word: where the word ends
+    places = []
+    for token in _TOKEN.finditer(text):
+        start, end = token.span()
+        if end - start > 1:
+            word_end[start + 1 : end] = [end] * (end - start - 1)
+        if text[start] in _FIRST:
+            places.append(start)
+    for place in places:
+        for kind, label in _longest(text, place, word_end).items():
+            # None lies inside another of its kind
+            if not found[kind] or label.end > found[kind][-1].end:
+                found[kind].append(label)
+    _give_away(found, text)
+    return defaultdict(lambda: _NONE, {kind: Labels(labels) for kind, labels in found.items()})
+
+
+def _longest(text: str, place: int, word_end: list[int]) -> dict[str, Label]:
+    """The longest label of each kind that starts at `place`; "promo code" is no "code"."""
+    longest: dict[str, Label] = {}
+    for length in (*_LENGTHS.get(text[place : place + KEY], ()), 3, 2, 1):
+        word = text[place : place + length]
+        if word not in _MEANINGS:
+            continue
+        end = place + len(word)
+        for kind, any_after, languages in _MEANINGS[word]:
+            if kind in longest or not (any_after or word_end[end] == end):
+                continue
+            if kind != "code" or "other" not in longest:
+                longest[kind] = Label(place, word_end[end], languages)
     return longest
 
 
-def _is_inside(label: Label, labels: list[Label]) -> bool:
-    count = bisect_left(labels, label.start, key=_start)
-    return count > 0 and label.start < labels[count - 1].end
-
-
-def last_before(labels: list[Label], place: int) -> Label | None:
-    """The last label that ends at `place` or before."""
-    count = bisect_right(labels, place, key=_end)
-    return labels[count - 1] if count else None
-
-
-def first_after(labels: list[Label], place: int) -> Label | None:
-    """The first label that starts at `place` or after."""
-    count = bisect_left(labels, place, key=_start)
-    return labels[count] if count < len(labels) else None
-
-
-def _glued(text: str, place: int) -> bool:
-    """Whether the characters before and at `place` are letters of one word."""
-    return 0 < place < len(text) and _of_one_word(text[place - 1], text[place])
-
-
-@lru_cache(4096)
-def _of_one_word(left: str, right: str) -> bool:
-    are_letters = left.isalpha() and right.isalpha() and left.isascii() == right.isascii()
-    return are_letters and not NO_SPACES.match(left) and not NO_SPACES.match(right)
-
-
-def _word_end(text: str, place: int) -> int:
-    while _glued(text, place):
-        place += 1
-    return place
-
-
-def _load(path: Path) -> dict[bool, Index]:
-    """The index of words that are found at the start of a word (False), and of those, with a
-    leading star, that are also found inside one (True)."""
-    index: dict[bool, Index] = {False: defaultdict(set), True: defaultdict(set)}
-    for language, kinds in tomllib.loads(path.read_text("utf-8")).items():
-        for kind, words in kinds.items():
-            kind = "currency" if language == "currencies" else kind
-            for word in words:
-                side = "..." if word.startswith("...") else ""
-                word = word.removeprefix("...").removeprefix(" ")
-                plain = fold(word.strip("*")).lower()
-                for inside in {False, word[0] == "*"}:
-                    index[inside][plain[:2]].add((plain, side + kind, word[-1] == "*"))
-    return index
-
-
-_WORDS = _load(Path(__file__).with_name("otp_words.toml"))
+def _give_away(found: dict[str, list[Label]], text: str) -> None:
+    """Leave to other things what is theirs: the code of "promo code", of "reference code"."""
+    codes = Labels(found["code"])
+    found["address"] = [x for x in found["address"] if not codes.covers(x.start)]  # "kod SMS to"
+    logins = Labels(found["login"])
+    found["enter"] = [x for x in found["enter"] if not logins.covers(x.start)]  # "đăng nhập"
+    others = [x for x in found["other"] if not codes.covers(x.start)]
+    all_others = Labels(others)
+    owners_before = {x.end: x for kind in ("whose", "promo") for x in found[kind]}
+    owners_after = {x.start: x for x in found["...whose"]}
+    found["code"], found["owned"] = [], []
+    for code in codes.all:
+        before, after = text[code.start - 1 : code.start], text[code.end : code.end + 1]
+        owners = (
+            owners_before.get(code.start - (before in _LINKS)),
+            owners_after.get(code.end + (after in _LINKS)),
+        )
+        # But an OTP is a code to log in, whatever it is for
+        if not logins.has(code.start) and any(x and x.speaks_with(code) for x in owners):
+            found["owned"].append(code)
+        elif not all_others.covers(code.start):
+            found["code"].append(code)
+    found["other"] = sorted(others + found["owned"])

@@ -10,6 +10,7 @@ from service.sms import otp
 DATA = Path(__file__).with_name("data")
 FILES = {
     "written with the rules": DATA / "otp_corpus.jsonl",
+    "lookalikes": DATA / "otp_lookalikes.jsonl",
     "never tuned to": DATA / "otp_heldout.jsonl",
 }
 

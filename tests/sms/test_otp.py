@@ -1,13 +1,17 @@
 """The one-time code in a text: found by which rule, and none where there is none."""
 
+import re
+import sys
 import tomllib
+from collections import defaultdict
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from service.sms import otp
+from service.sms import candidates, otp, words
 from tests.sms import otp_accuracy
+from tests.sms.otp_repeats import REPEATS, filled
 
 CODE = "493817"
 # Bidi marks and isolates, zero-width spaces and joiners, the byte order mark, the soft hyphen
@@ -27,7 +31,7 @@ def test_each_rule_decides_on_its_example(rule, text):
     assert otp.extract(text).rule == rule
 
 
-@pytest.mark.parametrize("masked", otp.MASKS)
+@pytest.mark.parametrize("masked", candidates.MASKS)
 def test_what_a_mask_covers_is_no_code(masked):
     assert code(masked) is None
     assert code(f"Your code: {masked}") is None
@@ -199,40 +203,91 @@ def test_text_beyond_the_maximum_is_not_read():
     assert code(f"{filler}Your code is {CODE}") is None
 
 
+@pytest.mark.parametrize("name", ["written with the rules", "lookalikes"])
 @pytest.mark.parametrize("kind", ["code", "none"])
-def test_accuracy_on_the_corpus(kind):
+def test_accuracy_on_the_corpus(kind, name):
     """It was tuned to these; `python -m tests.sms.otp_accuracy` prints what it was not, too."""
-    rates = otp_accuracy.rates(otp_accuracy.read(otp_accuracy.FILES["written with the rules"]))
+    rates = otp_accuracy.rates(otp_accuracy.read(otp_accuracy.FILES[name]))
     assert rates[kind == "none"] >= 0.99
 
 
 def test_accuracy_on_messages_that_it_was_not_tuned_to():
     codes, nones = otp_accuracy.rates(otp_accuracy.read(otp_accuracy.FILES["never tuned to"]))
-    assert codes >= 0.95
-    assert nones >= 0.98
+    assert codes >= 0.98
+    assert nones >= 0.99
+
+
+def test_no_message_gives_a_wrong_code():
+    for path in otp_accuracy.FILES.values():
+        for message, found in otp_accuracy.answers(otp_accuracy.read(path)):
+            assert found in (None, message["code"]), message["text"]
 
 
 def test_the_corpus_is_as_broad_as_it_is_said_to_be():
     messages = [m for path in otp_accuracy.FILES.values() for m in otp_accuracy.read(path)]
-    assert len({m["text"] for m in messages}) == len(messages) >= 1700
+    assert len({m["text"] for m in messages}) == len(messages) >= 2500
     assert len({m["lang"] for m in messages}) >= 80
-    assert sum(m["code"] is None for m in messages) >= 700
+    assert sum(m["code"] is None for m in messages) >= 1200
 
 
-def test_the_words_are_of_known_kinds_and_each_is_found():
-    path = otp.__file__.replace("otp.py", "otp_words.toml")
-    with open(path, "rb") as file:
-        words = tomllib.load(file)
-    assert len(words) >= 25
-    for language, kinds in words.items():
+def test_the_words_are_of_known_kinds_and_each_can_be_found():
+    sections = tomllib.loads(words.PATH.read_text("utf-8"))
+    assert len(sections) >= 50
+    head = words.PATH.read_text("utf-8").split("\n\n")[0]
+    known = {*re.findall(r"^#   (\w+) ", head, re.MULTILINE), "first"}
+    for language, kinds in sections.items():
+        assert set(kinds) <= known, language
         for kind, listed in kinds.items():
-            assert kind in ("code", "enter", "other", "address", "unit", "is", "promo"), language
             assert len(set(listed)) == len(listed), (language, kind)
-            for word in listed:
-                assert word == word.strip() and word.strip("*"), (language, kind, word)
-                assert "*" not in word.strip("*"), (language, kind, word)
-                if word.startswith("..."):
-                    assert kind in ("enter", "address"), (language, kind, word)
+            for word in listed if kind != "first" else ():
+                where = language, kind, word
+                assert word == word.strip() and re.fullmatch(r"(\.\.\. ?|\+)?[^*+]+\*?", word), (
+                    where
+                )
+                assert not word.startswith("+") or "first" in kinds, where
+                assert not word.startswith("...") or kind in ("enter", "address", "whose", "for"), (
+                    where
+                )
+
+
+# These count only beside a word for the code that the same language has
+BOUND = ("is", "for", "...for", "with", "whose", "...whose")
+
+
+def test_no_word_shadows_a_common_one_of_another_language():
+    """A word that shadows another language's, as the Dutch "voor" was once a Portuguese flight,
+    is to be written in a longer form, or accepted in common_words.toml."""
+    common = tomllib.loads((otp_accuracy.DATA / "common_words.toml").read_text("utf-8"))
+    accepted = set(common.pop("accepted"))
+    shadows, listed = set(), defaultdict(list)
+    for word in words.read_words():
+        listed[word.plain].append(word)
+    for languages, text in common.items():
+        own = {*languages.split("-"), "any"}
+        for name in text.split():
+            plain = words.fold(name).lower()
+            found = [x for end in range(len(plain)) for x in listed[plain[:end]] if x.any_after]
+            found = [x for x in found + listed[plain] if x.kind not in BOUND]
+            known = {x.kind for x in found if own & {*x.language.split("-")}}
+            shadows |= {f"{x.language} {x.kind} {plain}" for x in found if x.kind not in known}
+    assert shadows == accepted
+
+
+@pytest.mark.parametrize("repeat", REPEATS)
+def test_twice_the_text_is_at_most_twice_the_work(repeat):
+    """Counts calls, which no load changes; benchmarks/otp.py measures the time."""
+    calls = [count_calls(filled(repeat, otp.MAX_TEXT // part)) for part in (2, 1)]
+    assert calls[1] <= 2.2 * calls[0]
+
+
+def count_calls(text):
+    calls = []
+    sys.setprofile(lambda frame, event, argument: calls.append(event))
+    try:
+        otp.extract(text)
+    finally:
+        sys.setprofile(None)
+    return len(calls)
 
 
 # Whatever the machine is doing: speed is measured in benchmarks/otp.py
