@@ -116,6 +116,12 @@ class StillSending(TooManyTries):
     message = "A webhook of yours is still being sent. Try again in a moment."
 
 
+class AwaitingApproval(ApiError):
+    """The key is right, but its user is not approved yet."""
+
+    status, message = 403, "Your account is awaiting approval. Your operator can tell you more."
+
+
 class FormExpired(ApiError):
     status, message = 400, "This form has expired or is not ours. Load the page again."
 

@@ -2,9 +2,10 @@
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from statistics import median
+from typing import Any, NamedTuple
 
 from sqlalchemy import LargeBinary, Select, cast, func, select
 from sqlalchemy.orm import selectinload
@@ -14,6 +15,7 @@ from service.database.engine import db
 from service.database.models import (
     Attempt,
     Delivery,
+    DeliveryState,
     Message,
     NumberState,
     PhoneNumber,
@@ -26,18 +28,17 @@ from service.waiting import Bell, waiters
 
 # How many bytes of texts are read at once: as JSON, they are at most about 1 MB
 PAGE_BYTES = 500_000
-_TEXT_BYTES = func.length(cast(Message.sms_text, LargeBinary))
+# The size of a message's text
+TEXT_BYTES = func.length(cast(Message.sms_text, LargeBinary))
+# How many of the newest webhooks are looked at, to say how the last day's went
+MAX_JUDGED = 1000
 COUNTS = ("numbers", "sms", "otps", "webhooks_delivered")
 
 
-def numbers(
-    user: User,
-    limit: int,
-    before: int | None = None,
-    states: Sequence[NumberState] = (NumberState.ASSIGNED,),
-) -> Sequence[PhoneNumber]:
-    """The user's PhoneNumber rows in one of `states`, newest first, with ids below `before`."""
-    query = select(PhoneNumber).where(PhoneNumber.user_id == user.id, PhoneNumber.state.in_(states))
+def numbers(user: User, limit: int, before: int | None = None) -> Sequence[PhoneNumber]:
+    """The user's assigned PhoneNumber rows, newest first, with ids below `before`."""
+    is_assigned = PhoneNumber.state == NumberState.ASSIGNED
+    query = select(PhoneNumber).where(PhoneNumber.user_id == user.id, is_assigned)
     if before is not None:
         query = query.where(PhoneNumber.id < before)
     return db.session.scalars(query.order_by(PhoneNumber.id.desc()).limit(limit)).all()
@@ -60,7 +61,7 @@ def messages(
     for one, without a connection; if too many callers are waiting already, returns an empty list
     at once.
     """
-    query = select(Message.id, _TEXT_BYTES).where(Message.user_id == user.id).limit(limit)
+    query = select(Message.id, TEXT_BYTES).where(Message.user_id == user.id).limit(limit)
     digits = None if phone_number is None else _spelled(user, phone_number)
     if digits is not None:
         query = query.where(Message.digits.in_(digits))
@@ -72,14 +73,14 @@ def messages(
         query = query.order_by(Message.id.desc())
     # Wait for SMS still being committed: a reader paging by id would skip them
     query = query.with_for_update(read=True)
-    rows = _wait_for(query, user, Bell(after or 0, digits), wait) if wait else _read(query)
+    rows = _wait_for(query, user, Bell(after or 0, digits), wait) if wait else read(query)
     return rows if after is not None else rows[::-1]
 
 
 def _wait_for(query: Select[Any], user: User, bell: Bell, seconds: float) -> Sequence[Message]:
     # Before the first look, so that no SMS falls between it and the wait
     with waiters().hanging(bell, user.id):
-        if rows := _read(query):
+        if rows := read(query):
             return rows
         with share("waiters").take(user.id) as may_wait:
             give_up = time.monotonic() + seconds
@@ -87,7 +88,7 @@ def _wait_for(query: Select[Any], user: User, bell: Bell, seconds: float) -> Seq
                 waiters().wait(bell, rest)
                 if not _may_call(user.id):
                     return []
-                rows = _read(query)
+                rows = read(query)
     return rows
 
 
@@ -98,22 +99,18 @@ def _may_call(user_id: int) -> bool:
     return bool(may_call)
 
 
-def _read(query: Select[Any]) -> Sequence[Message]:
-    """The rows of a query for ids and sizes, as far as a page may hold their texts."""
+def read(query: Select[Any]) -> Sequence[Message]:
+    """The rows of a query for ids and TEXT_BYTES, with their deliveries, as far as a page may hold
+    their texts."""
     sizes = db.session.execute(query).all()
     sums = itertools.accumulate(size for _, size in sizes)
     ids = [row.id for row, total in zip(sizes, sums, strict=True) if total <= PAGE_BYTES]
     ids = ids or [row.id for row in sizes[:1]]
     wanted = select(Message).where(Message.id.in_(ids)).options(selectinload(Message.deliveries))
+    wanted = wanted.execution_options(populate_existing=True)  # after a wait, as they are now
     rows = {row.id: row for row in db.session.scalars(wanted)} if ids else {}
     release()
     return [rows[id] for id in ids if id in rows]
-
-
-def has_older(user: User, id: int) -> bool:
-    """Whether the user has messages with ids below `id`."""
-    older = select(Message.id).where(Message.user_id == user.id, Message.id < id).limit(1)
-    return db.session.scalar(older) is not None
 
 
 def _spelled(user: User, digits: str) -> set[str]:
@@ -127,19 +124,6 @@ def _spelled(user: User, digits: str) -> set[str]:
     return {digits, *(found for found in db.session.scalars(national) if found)}
 
 
-def deliveries(
-    user: User, limit: int, before: int | None = None, state: str | None = None
-) -> Sequence[Delivery]:
-    """The user's Delivery rows with their attempts, newest first, with ids below `before`."""
-    query = select(Delivery).where(Delivery.user_id == user.id)
-    query = query.options(selectinload(Delivery.tries), selectinload(Delivery.message))
-    if before is not None:
-        query = query.where(Delivery.id < before)
-    if state is not None:
-        query = query.where(Delivery.state == state)
-    return db.session.scalars(query.order_by(Delivery.id.desc()).limit(limit)).all()
-
-
 def last_test_attempt(user: User, delivery_id: int | None) -> Attempt | None:
     """The last Attempt of one of the user's test events, or None.
 
@@ -151,9 +135,50 @@ def last_test_attempt(user: User, delivery_id: int | None) -> Attempt | None:
     return db.session.scalar(query.order_by(Attempt.id.desc()).limit(1))
 
 
+def number_of(user: User, digits: str) -> PhoneNumber | None:
+    """The user's last assignment of a number, if any."""
+    held = (PhoneNumber.digits == digits) & (PhoneNumber.user_id == user.id)
+    return db.session.scalar(select(PhoneNumber).where(held).order_by(PhoneNumber.id.desc()))
+
+
+def numbers_of(messages: Sequence[Message]) -> dict[int | None, PhoneNumber]:
+    """The PhoneNumber that each message came for, by its id."""
+    ids = {message.phone_number_id for message in messages if message.phone_number_id}
+    rows = db.session.scalars(select(PhoneNumber).where(PhoneNumber.id.in_(ids))) if ids else ()
+    return {row.id: row for row in rows}
+
+
+def totals(user: User) -> Mapping[str, int]:
+    """The user's counts in all."""
+    sums = [func.coalesce(func.sum(getattr(UserSummary, name)), 0).label(name) for name in COUNTS]
+    row = db.session.execute(select(*sums).where(UserSummary.user_id == user.id)).one()
+    return {name: int(getattr(row, name)) for name in COUNTS}
+
+
+class LastDay(NamedTuple):
+    """How the webhooks of the last 24 hours went: how many were finished, how many of them
+    delivered, and in how many milliseconds the median of the attempts that succeeded."""
+
+    finished: int
+    delivered: int
+    median_ms: int | None
+
+
+def last_day(user: User) -> LastDay:
+    """Of the user's newest webhooks, MAX_JUDGED at most."""
+    is_recent = (Delivery.user_id == user.id) & (Delivery.created_at > utcnow() - timedelta(days=1))
+    newest = select(Delivery.id, Delivery.state).where(is_recent, Delivery.message_id.is_not(None))
+    newest = newest.order_by(Delivery.created_at.desc()).limit(MAX_JUDGED)
+    states = {row.id: row.state for row in db.session.execute(newest)}
+    delivered = [id for id, state in states.items() if state == DeliveryState.DELIVERED]
+    dead = sum(state == DeliveryState.DEAD for state in states.values())
+    times = select(Attempt.ms).where(Attempt.delivery_id.in_(delivered), Attempt.result.like("2__"))
+    ms = db.session.scalars(times).all() if delivered else []
+    return LastDay(len(delivered) + dead, len(delivered), round(median(ms)) if ms else None)
+
+
 def summary(user: User, days: int) -> dict[str, Any]:
     """{"totals": counts, "days": [counts with their day]} for each of the last `days` days."""
-    sums = [func.coalesce(func.sum(getattr(UserSummary, name)), 0).label(name) for name in COUNTS]
     of_user = UserSummary.user_id == user.id
     since = utcnow().date() - timedelta(days=days - 1)
     rows = db.session.scalars(select(UserSummary).where(of_user, UserSummary.day >= since))
@@ -161,6 +186,6 @@ def summary(user: User, days: int) -> dict[str, Any]:
     nothing = dict.fromkeys(COUNTS, 0)
     dates = [since + timedelta(days=n) for n in range(days)]
     return {
-        "totals": db.session.execute(select(*sums).where(of_user)).one()._mapping,
+        "totals": totals(user),
         "days": [found.get(day) or nothing | {"day": day} for day in dates],
     }

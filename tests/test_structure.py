@@ -15,9 +15,9 @@ ROOT = Path(__file__).parents[1]
 # The folders and modules of service/ from the top down; "" is service/__init__ itself
 LEVELS = [
     "demo", "demo_history", "sandbox", "web_worker", "", "commands", "pages", "api", "sms",
-    "numbers", "history", "watch", "waiting", "webhooks", "auth", "users", "upstream", "cache",
-    "audit", "retention", "database", "outbound", "dialling", "deadlines", "limits", "metrics",
-    "keys",
+    "numbers", "search", "history", "watch", "waiting", "webhooks", "auth", "users", "upstream",
+    "cache", "audit", "retention", "database", "outbound", "dialling", "deadlines", "limits",
+    "metrics", "keys",
     "fields", "logs", "errors", "version",
 ]  # fmt: skip
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -138,8 +138,8 @@ def test_every_route_decides_who_may_call(app):
     keyed = {"init", "get_number", "ingest", "numbers", "messages", "summary"}
     public = {"healthz", "openapi_json", "watch"}
     pages = {
-        "overview", "numbers", "messages", "reveal", "edit", "send_test", "rotate_secret",
-        "rotate_key", "webhooks", "redeliver", "enable",
+        "overview", "new_messages", "new_number", "summary", "numbers", "messages", "reveal",
+        "edit", "send_test", "rotate_secret", "rotate_key", "webhooks", "redeliver", "enable",
     }  # fmt: skip
     public_pages = {"home", "login", "logout", "docs"}
     assert endpoints == {"static"} | {f"api.{name}" for name in keyed | public} | {

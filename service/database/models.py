@@ -197,6 +197,7 @@ class PhoneNumber(Base):
     __table_args__ = (
         Index(None, "digits", "assigned_at"),
         Index(None, "user_id", "state", "id"),
+        Index(None, "user_id", "requested_at", "id"),
         UniqueConstraint("user_id", "idempotency_hash"),
     )
 
@@ -236,6 +237,8 @@ class Message(Base):
     __table_args__ = (
         Index(None, "user_id", "id"),
         Index(None, "user_id", "digits", "id"),
+        Index(None, "user_id", "received_at", "id"),
+        Index(None, "user_id", "digits", "received_at", "id"),
         Index(None, "digits", "id"),
     )
 
@@ -285,7 +288,8 @@ class Delivery(Base):
 
     __table_args__ = (
         Index(None, "state", "next_attempt_at"),
-        Index(None, "user_id", "state"),
+        Index(None, "user_id", "created_at", "id"),
+        Index(None, "user_id", "state", "created_at", "id"),
         Index(None, "message_id"),
     )
 
@@ -303,6 +307,8 @@ class Attempt(Base):
     result: Mapped[str] = mapped_column(String(64))
     # The start of the receiver's answer (up to 1,024 characters): shown only to the user
     answer: Mapped[str | None] = mapped_column(Text)
+    # Where it was sent
+    url: Mapped[str | None] = mapped_column(String(2048))
     next_attempt_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
 
     __table_args__ = (Index(None, "delivery_id"), Index(None, "started_at"))

@@ -114,14 +114,14 @@ def _lock_and_check_limit(tx: Transaction, user: User, now: datetime) -> None:
     """Count the request, which locks the user's summary of the day against their other calls, and
     raise DailyLimitReached if it exceeds the limit."""
     tx.count(user.id, now, requests=1)
-    if user.daily_limit is not None and _used(user, now) > user.daily_limit:
+    if user.daily_limit is not None and used_today(user, now) > user.daily_limit:
         raise _limit_reached(now)
 
 
 def check_limit(user: User) -> None:
     """Raise DailyLimitReached if a new request would exceed the user's limit."""
     now = utcnow()
-    if user.daily_limit is not None and _used(user, now) >= user.daily_limit:
+    if user.daily_limit is not None and used_today(user, now) >= user.daily_limit:
         raise _limit_reached(now)
 
 
@@ -131,8 +131,8 @@ def _limit_reached(now: datetime) -> DailyLimitReached:
     return DailyLimitReached(headers={"Retry-After": str(wait)})
 
 
-def _used(user: User, now: datetime) -> int:
-    """Today's numbers plus the requests in progress."""
+def used_today(user: User, now: datetime) -> int:
+    """What counts against the user's limit: today's numbers plus the requests in progress."""
     numbers = select(UserSummary.numbers).where(
         UserSummary.user_id == user.id, UserSummary.day == now.date()
     )

@@ -6,30 +6,48 @@ from functools import wraps
 from typing import Any
 
 from flask import Blueprint, flash, redirect, render_template, request, session, url_for
-from marshmallow import ValidationError
+from marshmallow import ValidationError, fields, validate
 from werkzeug.exceptions import HTTPException
 
 from service.database.models import User
 from service.errors import ApiError, InvalidApiKey, NotFound, TooManyTries
-from service.fields import MAX_ROW_ID, Digits, Query
+from service.fields import MAX_ROW_ID, Digits, Phone, Query, Text
 from service.logs import event, request_id
 from service.pages.session import check_csrf, confirm, current_user
 
 bp = Blueprint("profile", __name__)
 bp.before_request(check_csrf)
 
-PAGE = 20  # rows
+# Characters of the address to which a login leads back
+MAX_WANTED = 500
+# What a page is asked for again after a form was sent from it
+KEPT = ("number", "watch", "q", "since", "until", "state", "before", "after")
+
+
+# What errors of HTTP are called on the pages
+SENTENCES = {
+    404: NotFound.message,
+    405: "This page cannot be used that way. Go back, and use its own links and buttons.",
+    413: "That is more than a form of ours can hold.",
+}
 
 
 class PageQuery(Query):
-    """Which numbers, messages or deliveries a page shows."""
+    """What a page shows: of which number, what was looked for, and from which row on."""
 
+    number = Phone()
+    watch = Digits(high=MAX_ROW_ID)
+    q = Text(validate=validate.Length(max=200))
+    since = fields.Date()
+    until = fields.Date()
+    state = fields.String()
     before = Digits(high=MAX_ROW_ID)
+    after = Digits(high=MAX_ROW_ID)
     tested = Digits(high=MAX_ROW_ID)
 
 
 def logged_in(view: Callable[..., Any]) -> Callable[..., Any]:
-    """Pass the user to `view`; whoever is not logged in is sent to /login."""
+    """Pass the user to `view`; whoever is not logged in is sent to /login, and from there back."""
 
     @wraps(view)
     def guarded(**kwargs: Any) -> Any:
@@ -38,6 +56,8 @@ def logged_in(view: Callable[..., Any]) -> Callable[..., Any]:
             if "user" in session:
                 session.clear()
                 flash("You have been logged out.")
+            if request.method == "GET":
+                session["wanted"] = request.full_path[:MAX_WANTED].rstrip("?")
             return redirect(url_for("profile.login"))
         return view(user, **kwargs)
 
@@ -58,13 +78,18 @@ def ask_for_key(user: User, purpose: str, **form: str) -> Any:
     return None
 
 
-def asked(name: str) -> int | None:
-    """An id in the query string, or None; raises NotFound for anything else."""
+def asked() -> dict[str, Any]:
+    """The query string as PageQuery reads it; raises NotFound."""
     try:
-        loaded: dict[str, int] = PageQuery().load(request.args.to_dict())
-        return loaded.get(name)
+        loaded: dict[str, Any] = PageQuery().load(request.args.to_dict())
+        return loaded
     except ValidationError as e:
         raise NotFound from e
+
+
+def kept() -> dict[str, Any]:
+    """The parameters of this page, for a link or a form that leads back to it."""
+    return {name: request.args[name] for name in KEPT if request.args.get(name)}
 
 
 def answer_error(error: Exception) -> Any:
@@ -74,7 +99,7 @@ def answer_error(error: Exception) -> Any:
         if error.code is None or error.code < 400:
             return error
         status = error.code
-        sentence = NotFound.message if status == NotFound.status else error.description
+        sentence = SENTENCES.get(status, error.description)
         if methods := getattr(error, "valid_methods", None):
             headers["Allow"] = ", ".join(methods)
     elif isinstance(error, ApiError):
@@ -82,6 +107,7 @@ def answer_error(error: Exception) -> Any:
     else:
         event("unexpected_error", logging.ERROR, exc_info=True)
         status, sentence = 500, "Something went wrong on our side."
-    user = current_user() if status < 500 else None
+    # After a failure the database is not asked: the menu is that of who was logged in
+    user = current_user() if status < 500 else "user" in session
     shown = {"status": status, "sentence": sentence, "request_id": request_id(), "user": user}
     return render_template("error.html", **shown), status, headers

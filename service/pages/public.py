@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from flask import current_app, redirect, render_template, request, url_for
+from flask import current_app, redirect, render_template, request, session, url_for
 
 from service.api import endpoints, examples, reference
-from service.errors import InvalidApiKey, TooManyTries
+from service.errors import AwaitingApproval, InvalidApiKey, TooManyTries
 from service.pages.blueprint import bp
 from service.pages.session import current_user, log_in, log_out
 
@@ -22,12 +22,14 @@ def login() -> Any:
         if current_user():
             return redirect(url_for("profile.overview"))
         return render_template("login.html", missing=_missing())
+    # The session holds where somebody wanted to go: no link can make a login lead elsewhere
+    wanted = session.get("wanted")
     try:
         log_in(request.form.get("api_key", "").strip())
-    except (InvalidApiKey, TooManyTries) as e:
+    except (InvalidApiKey, AwaitingApproval, TooManyTries) as e:
         sentence = "This is not an API key in use." if e.status == 401 else e.message
         return render_template("login.html", error=sentence), e.status, e.headers
-    return redirect(url_for("profile.overview"))
+    return redirect(wanted or url_for("profile.overview"))
 
 
 def _missing() -> list[str]:

@@ -15,7 +15,7 @@ from service.database.columns import utcnow
 from service.database.engine import db
 from service.database.models import EndedSession, User
 from service.database.writing import Transaction, transact
-from service.errors import FormExpired, InvalidApiKey
+from service.errors import AwaitingApproval, FormExpired, InvalidApiKey
 from service.keys import sha256
 from service.limits import Throttle
 from service.logs import caller_address, event
@@ -50,7 +50,8 @@ def init_app(app: Flask) -> None:
 
 
 def log_in(key: str) -> None:
-    """Begin the session of the user who holds `key`; raises InvalidApiKey or TooManyTries."""
+    """Begin the session of the user who holds `key`; raises InvalidApiKey, AwaitingApproval or
+    TooManyTries."""
     user = _holder_of(key)
     transact(audit.record, "login", user.id)
     event("login", user_id=user.id, address=caller_address())
@@ -129,11 +130,18 @@ def _holder_of(key: str) -> User:
     address; raises InvalidApiKey or TooManyTries."""
     try:
         return user_by_key(key)
-    except InvalidApiKey:
+    except InvalidApiKey as e:
+        if _is_pending(key):
+            raise AwaitingApproval from e
         current_app.extensions["refusals"].note("login_failed")
         current_app.extensions["logins"].take(caller_address())
         transact(audit.record, "login_failed")
         raise
+
+
+def _is_pending(key: str) -> bool:
+    of_key = (User.key_hash == sha256(key)) & User.active & ~User.approved
+    return db.session.scalar(select(User.id).where(of_key)) is not None
 
 
 def _stamp(user: User) -> str:

@@ -26,6 +26,15 @@ EXAMPLES = {
 }
 
 
+# What to do about a URL that is refused, by the end of the sentence that says why
+WAYS_OUT = {
+    "is not on the public internet": "Ask the operator to allow its network.",
+    "cannot be found": "Check its spelling, and that it is in the public DNS.",
+    "must begin with https://": "Ask the operator if plain http has to be allowed.",
+    "user name or password": "Put a secret into its path or query instead.",
+}
+
+
 class ProfileForm(Schema):
     """The form of /profile/edit."""
 
@@ -47,7 +56,9 @@ def edit(user: User) -> Any:
     """The Webhook URL and the preferred number format."""
     if request.method != "POST":
         shown = {"webhook_url": user.webhook_url, "number_format": user.number_format or "full"}
-        return _edit_page(user, shown, tested=history.last_test_attempt(user, asked("tested")))
+        return _edit_page(
+            user, shown, tested=history.last_test_attempt(user, asked().get("tested"))
+        )
     form = request.form.to_dict()
     try:
         given = ProfileForm(unknown=EXCLUDE).load(form)
@@ -61,11 +72,16 @@ def edit(user: User) -> Any:
     except TooManyTries as e:
         return _edit_page(user, form, errors={"webhook_url": [e.message]}), e.status, e.headers
     except guard.ForbiddenUrl as e:
-        return _edit_page(user, form, errors={"webhook_url": [f"The URL {e}."]}), 400
+        return _edit_page(user, form, errors={"webhook_url": [_refusal(e)]}), 400
     if transact(_save, user.id, url, given["number_format"]):
         event("webhook_url_set", user_id=user.id)
     flash("Saved.")
     return redirect(url_for("profile.edit"))
+
+
+def _refusal(error: guard.ForbiddenUrl) -> str:
+    way_out = next((way for end, way in WAYS_OUT.items() if str(error).endswith(end)), "")
+    return f"The URL {error}. {way_out}".strip()
 
 
 def _save(tx: Transaction, user_id: int, url: str | None, number_format: str) -> bool:

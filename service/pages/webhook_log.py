@@ -1,16 +1,20 @@
 """The webhook log: every delivery with its attempts, redelivery, and the endpoint's restart."""
 
+from datetime import datetime
 from typing import Any
 
 from flask import current_app, flash, redirect, render_template, request, url_for
+from marshmallow import ValidationError
 
-from service import history
+from service import history, search
 from service.database.engine import db
 from service.database.models import Delivery, DeliveryState, Result, User
 from service.database.writing import Transaction, transact
 from service.errors import NotFound, StillSending
-from service.pages.blueprint import PAGE, asked, bp, logged_in
+from service.fields import Moment
+from service.pages.blueprint import asked, bp, kept, logged_in
 from service.pages.filters import STATES, result_sentence
+from service.pages.naming import names
 from service.webhooks import by_hand, endpoint
 
 REDELIVER_SECONDS = 10
@@ -20,27 +24,46 @@ REDELIVER_SECONDS = 10
 @logged_in
 def webhooks(user: User) -> Any:
     """The deliveries, newest first."""
-    state = request.args.get("state")
-    state = state if state in list(DeliveryState) else None
-    rows = history.deliveries(user, PAGE + 1, asked("before"), state)
-    return render_template("webhooks.html", user=user, deliveries=rows, state=state)
+    given, of_user = asked(), Delivery.user_id == user.id
+    state = given["state"] if given.get("state") in list(DeliveryState) else None
+    page = search.Wanted(state=state, before=given.get("before"), after=given.get("after"))
+    found = search.deliveries(user, page)
+    counts = {str(each): search.count(of_user, Delivery.state == each) for each in DeliveryState}
+    counts["all"] = search.count(of_user)
+    sms = [delivery.message for delivery in found.rows if delivery.message]
+    return render_template(
+        "webhooks.html",
+        user=user,
+        found=found,
+        state=state,
+        counts=counts,
+        last_day=history.last_day(user),
+        numbers=history.numbers_of(sms),
+        names=names(),
+    )
 
 
 @bp.post("/profile/webhooks/redeliver")
 @logged_in
 def redeliver(user: User) -> Any:
-    """Attempt one delivery now, or retry all failed ones."""
+    """Attempt one delivery now, or retry all failed ones, or those that failed since a time."""
     current_app.extensions["sends"].take(user.id)
     wanted = request.form.get("id", "")
     try:
         flash(_redeliver_failed(user) if wanted == "failed" else _redeliver_one(user, wanted))
     except StillSending as e:
         flash(e.message)
-    return redirect(url_for("profile.webhooks"))
+    return redirect(url_for("profile.webhooks", **kept()))
 
 
 def _redeliver_failed(user: User) -> str:
-    states = by_hand.redeliver_failed(user, REDELIVER_SECONDS)
+    since: datetime | None = None
+    if given := request.form.get("since"):
+        try:
+            since = Moment().deserialize(given)
+        except ValidationError:
+            return "That is not a time."
+    states = by_hand.redeliver_failed(user, REDELIVER_SECONDS, since)
     counts = ", ".join(f"{states[state]} {STATES[state]}" for state in STATES if states[state])
     return f"Tried again: {counts}." if counts else "No OTP is left to redeliver."
 
@@ -62,12 +85,11 @@ def _redeliver_one(user: User, wanted: str) -> str:
 @bp.post("/profile/webhooks/enable")
 @logged_in
 def enable(user: User) -> Any:
-    """Resume webhooks to the endpoint: close its circuit and enable it again."""
-    transact(_enable, user.id)
-    flash("Webhooks are sent again.")
+    """Resume webhooks to the endpoint: close its circuit, enable it, and send what waited."""
+    sent = transact(_enable, user.id)
+    flash("Webhooks are sent again" + (f", {sent} that waited among them." if sent else "."))
     return redirect(url_for("profile.webhooks"))
 
 
-def _enable(tx: Transaction, user_id: int) -> None:
-    user = tx.lock_user(user_id)
-    endpoint.set_url(tx, user, user.webhook_url)
+def _enable(tx: Transaction, user_id: int) -> int:
+    return endpoint.resume(tx, tx.lock_user(user_id))

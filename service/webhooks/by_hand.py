@@ -5,6 +5,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 
 from flask import Flask, current_app
 from sqlalchemy import ColumnElement, select, update
@@ -55,11 +56,14 @@ def redeliver(delivery_id: int, user_id: int) -> DeliveryState | None:
         return deliver(delivery, Trigger.REDELIVERY) if delivery else None
 
 
-def redeliver_failed(user: User, seconds: float) -> "Counter[DeliveryState]":
-    """Make the user's dead OTP deliveries due again; retry here for `seconds`, the worker handles
-    the rest. Returns how many are in each state then. Raises StillSending."""
+def redeliver_failed(
+    user: User, seconds: float, since: datetime | None = None
+) -> "Counter[DeliveryState]":
+    """Make the user's dead OTP deliveries due again, those created from `since` on; retry here for
+    `seconds`, the worker handles the rest. Returns how many are in each state then. Raises
+    StillSending."""
     with _alone(user.id):
-        ids = transact(_revive, user.id)
+        ids = transact(_revive, user.id, since)
         give_up, states = time.monotonic() + seconds, Counter[DeliveryState]()
         for id in ids:
             is_in_time = time.monotonic() < give_up
@@ -69,12 +73,14 @@ def redeliver_failed(user: User, seconds: float) -> "Counter[DeliveryState]":
         return states
 
 
-def _revive(tx: Transaction, user_id: int) -> Sequence[int]:
+def _revive(tx: Transaction, user_id: int, since: datetime | None) -> Sequence[int]:
     is_dead: ColumnElement[bool] = (
         (Delivery.user_id == user_id)
         & (Delivery.state == DeliveryState.DEAD)
         & Delivery.message_id.is_not(None)
     )
+    if since:
+        is_dead &= Delivery.created_at >= since
     ids = tx.session.scalars(select(Delivery.id).where(is_dead).order_by(Delivery.id)).all()
     fresh = {"state": DeliveryState.PENDING, "attempts": 0, "next_attempt_at": utcnow()}
     tx.execute(update(Delivery).where(is_dead).values(fresh))

@@ -198,6 +198,7 @@ def _write_outcome(
         "ms": attempt.ms,
         "result": attempt.result,
         "answer": attempt.answer,
+        "url": attempt.url,
         "next_attempt_at": changes["next_attempt_at"],
     }
     tx.execute(_ATTEMPT, values)

@@ -6,11 +6,11 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from sqlalchemy import select, update
+from sqlalchemy import ColumnElement, select, update
 
 from service import audit
 from service.database.columns import utcnow
-from service.database.models import Delivery, Reason, User
+from service.database.models import Delivery, DeliveryState, Reason, User
 from service.database.writing import Transaction
 from service.keys import Unreadable, seal, unseal
 from service.webhooks import queue
@@ -36,6 +36,28 @@ def set_url(tx: Transaction, user: User, url: str | None) -> None:
     user.webhook_open_until = None
     user.webhook_disabled_at = None
     queue.reschedule(tx, user.id, utcnow(), Delivery.last_result == Reason.CIRCUIT_OPEN)
+
+
+def waits_for_resuming(user: User) -> ColumnElement[bool]:
+    """The condition of a delivery that waits for the user's endpoint to be resumed, or was given up
+    because it is disabled."""
+    waits = (Delivery.state == DeliveryState.PENDING) & (
+        Delivery.last_result == Reason.CIRCUIT_OPEN
+    )
+    is_given_up = (Delivery.state == DeliveryState.DEAD) & (Delivery.last_result == Reason.DISABLED)
+    return (Delivery.user_id == user.id) & (
+        waits | (is_given_up & Delivery.message_id.is_not(None))
+    )
+
+
+def resume(tx: Transaction, user: User) -> int:
+    """Send again to the endpoint of a user of `tx`: close its circuit, and make due what waits for
+    that; returns how many deliveries."""
+    waiting, now = waits_for_resuming(user), utcnow()
+    is_free = Delivery.leased_until.is_(None) | (Delivery.leased_until <= now)
+    set_url(tx, user, user.webhook_url)
+    due = {"state": DeliveryState.PENDING, "next_attempt_at": now}
+    return tx.execute(update(Delivery).where(waiting, is_free).values(due)).rowcount
 
 
 def rotate_secret(tx: Transaction, user_id: int, secret: str) -> None:

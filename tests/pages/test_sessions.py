@@ -79,6 +79,37 @@ def test_a_wrong_key_does_not_get_in(client, key):
 
 
 @on_sqlite
+def test_a_login_leads_to_the_page_that_was_asked_for(app, user):
+    """Which is kept in the session: no link can make a login lead to another site."""
+    for path in ("/profile/webhooks?state=dead", "/profile/messages?q=a%26b%3F&since=2026-01-01"):
+        client = app.test_client()
+        assert client.get(path).location == "/login"
+        assert post(client, "/login", api_key="wrong").status_code == 401
+        assert post(client, "/login", api_key=user.key).location == path
+        assert post(client, "/logout").location == "/login"
+        assert post(client, "/login", api_key=user.key).location == "/profile"
+    client = app.test_client()
+    for path in ("//evil.test", "/\\evil.test", "/profile/test", "/nothing"):
+        client.get(path)
+        client.get("/login", query_string={"next": path})
+        form = {"csrf_token": token(client, "/logout"), "api_key": user.key, "next": path}
+        response = client.post(f"/login?next={path}", data=form)
+        assert response.location == "/profile", path
+        post(client, "/logout")
+
+
+@on_sqlite
+def test_who_is_not_approved_yet_is_told_so(app, client, make_user):
+    user = make_user(approved=False)
+    for _ in range(12):  # and is not made to wait: the key is right
+        response = post(client, "/login", api_key=user.key)
+        assert response.status_code == 403 and "awaiting approval" in response.text
+    assert client.get("/profile").location == "/login"
+    change(app, user, active=False)
+    assert post(client, "/login", api_key=user.key).status_code == 401
+
+
+@on_sqlite
 def test_who_is_logged_in_is_led_to_the_profile(browser):
     for path in ("/", "/login"):
         assert browser.get(path).headers["Location"] == "/profile"
