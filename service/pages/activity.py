@@ -49,19 +49,17 @@ def overview(user: User) -> Any:
 @bp.get("/profile/watch")
 @logged_in
 def new_messages(user: User) -> Any:
-    """The list of the inbox, as soon as there is an SMS with an id above `after`, or after a
-    while."""
+    """The list of the inbox, as soon as there is an SMS with an id above `after`, or after a while;
+    `state` is "pending" if a webhook is shown to be so."""
     wanted = asked()
     number, after = wanted.get("number"), wanted.get("after")
     rows = history.messages(user, INBOX, number)
     if after is not None and (rows[-1].id if rows else 0) <= after:
-        # The SMS itself comes before its webhook's outcome
-        is_sending = any(
-            row.webhook == DeliveryState.PENDING
-            and row.created_at > utcnow() - timedelta(seconds=WAIT_SECONDS)
-            for row in rows
-        )
-        seconds = WEBHOOK_SECONDS if is_sending else WAIT_SECONDS
+        # The SMS itself comes before its webhook's outcome, which is awaited where it is not shown
+        recent = utcnow() - timedelta(seconds=WAIT_SECONDS)
+        is_sent_now = any(row.created_at > recent for row in rows)
+        is_awaited = is_sent_now and wanted.get("state") == DeliveryState.PENDING
+        seconds = WEBHOOK_SECONDS if is_awaited else WAIT_SECONDS
         history.messages(user, 1, number, after=after, wait=seconds)
         rows = history.messages(user, INBOX, number)
     return render_template("inbox_list.html", **_listed(user, rows))

@@ -19,7 +19,7 @@ document.addEventListener("click", async (event) => {
 });
 
 // Of all operators, the list offers those of the chosen country
-const country = document.querySelector("select[name=country_id]");
+const country = document.getElementById("country_id");
 if (country) {
   const narrow = () => {
     for (const group of document.querySelectorAll("optgroup[data-country]"))
@@ -28,7 +28,6 @@ if (country) {
   country.addEventListener("change", () => { country.form.operator_id.value = ""; narrow(); });
   narrow();
 }
-
 const inbox = document.getElementById("inbox");
 if (inbox?.dataset.left) watch(Date.now() + 1000 * inbox.dataset.left);
 
@@ -36,8 +35,9 @@ async function watch(end) {
   while (Date.now() < end) {
     const began = Date.now();
     const newest = inbox.querySelector("[data-id]")?.dataset.id ?? 0;
+    const state = inbox.querySelector(".badge.pending") ? "pending" : "";
     try {
-      const answer = await fetch(`${inbox.dataset.from}&after=${newest}`);
+      const answer = await fetch(`${inbox.dataset.from}&after=${newest}&state=${state}`);
       if (answer.redirected) break; // logged out
       if (!answer.ok) throw new Error(answer.status);
       show(await answer.text());
@@ -51,7 +51,7 @@ async function watch(end) {
 
 function show(html) {
   const selection = getSelection();
-  if (!selection.isCollapsed && inbox.contains(selection.anchorNode)) return; // being copied
+  if (!selection.isCollapsed && inbox.contains(selection.anchorNode)) return;
   const opened = [...inbox.querySelectorAll("details[open]")].map((element) => element.id);
   const focused = inbox.contains(document.activeElement) && document.activeElement.id;
   inbox.innerHTML = html;

@@ -414,7 +414,7 @@ def test_without_javascript_everything_is_there(chromium, site, user):
     page.goto("/")
     log_in(page, user.key)
     page.get_by_role("button", name="Show codes and texts").click()
-    assert "123456" in page.content()
+    expect(codes(page)).to_have_text("123456")
     expect(page.locator("button.copy").first).to_be_hidden()
     page.get_by_role("link", name="Find").click()
     page.get_by_label("Number, sender or text").fill("owned")

@@ -227,6 +227,19 @@ def test_a_list_that_is_not_told_what_is_known_does_not_wait(app, browser):
         assert not share("waiters").busy()
 
 
+@on_sqlite
+def test_what_became_of_a_webhook_that_is_shown_as_pending_comes_soon(
+    app, browser, user, assign, sms, receiver
+):
+    """It was delivered after the list had been shown: no SMS will tell of it."""
+    change(app, user, webhook_url=receiver.url)
+    assign(user.id)
+    after = sms()
+    began = time.monotonic()
+    page = browser.get(f"/profile/watch?after={after}&state=pending").text
+    assert ">delivered</span>" in page and time.monotonic() - began < 20
+
+
 # --- getting a number ---------------------------------------------------------------------
 
 
