@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from datetime import date
 from functools import wraps
 from typing import Any
 
@@ -24,6 +25,8 @@ MAX_WANTED = 500
 KEPT = ("number", "watch", "q", "since", "until", "state", "before", "after")
 
 
+# Days that every database can compare, and the days after them
+_IS_NEAR = validate.Range(date(1970, 1, 1), date(9998, 12, 31))
 # What errors of HTTP are called on the pages
 SENTENCES = {
     404: NotFound.message,
@@ -38,8 +41,8 @@ class PageQuery(Query):
     number = Phone()
     watch = Digits(high=MAX_ROW_ID)
     q = Text(validate=validate.Length(max=200))
-    since = fields.Date()
-    until = fields.Date()
+    since = fields.Date(validate=_IS_NEAR)
+    until = fields.Date(validate=_IS_NEAR)
     state = fields.String()
     before = Digits(high=MAX_ROW_ID)
     after = Digits(high=MAX_ROW_ID)

@@ -114,7 +114,9 @@ def test_days_are_utc_and_both_included(browser, store):
     ):  # fmt: skip
         assert "".join(texts(browser, query)) == wanted
         assert [digits[-1] for digits in numbers(browser, query)] == list(wanted)
-    assert browser.get("/profile/messages?since=tomorrow").status_code == 404
+    for day in ("tomorrow", "9999-12-31", "0001-01-01"):
+        for end in ("since", "until"):
+            assert browser.get(f"/profile/messages?{end}={day}").status_code == 404
 
 
 def test_states_are_those_of_the_webhook_and_of_the_number(browser, store):
