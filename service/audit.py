@@ -38,7 +38,7 @@ def record(tx: Transaction, action: str, user_id: int | None = None, **details: 
     """
     actor, address = Actor.COMMAND, None
     if has_request_context():
-        actor, address = g.get("actor", Actor.NOBODY), request.remote_addr
+        actor, address = g.get("actor", Actor.NOBODY), (request.remote_addr or "")[:64]
     kept = {name: value for name, value in details.items() if value is not None}
     tx.store(
         AuditEntry(

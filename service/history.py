@@ -86,15 +86,16 @@ def _wait_for(query: Select[Any], user: User, bell: Bell, seconds: float) -> Seq
             give_up = time.monotonic() + seconds
             while may_wait and not rows and (rest := give_up - time.monotonic()) > 0:
                 waiters().wait(bell, rest)
-                if not _may_call(user.id):
+                if not _may_call(user):
                     return []
                 rows = read(query)
     return rows
 
 
-def _may_call(user_id: int) -> bool:
-    """Whether the user is still active and approved."""
-    may_call = db.session.scalar(select(User.may_call).where(User.id == user_id))
+def _may_call(user: User) -> bool:
+    """Whether the user is still active and approved, and has the same key."""
+    is_same = (User.id == user.id) & (User.key_hash == user.key_hash)
+    may_call = db.session.scalar(select(User.may_call).where(is_same))
     release()
     return bool(may_call)
 

@@ -61,7 +61,7 @@ def log_request(response: Response) -> None:
     """
     refusals: Refusals = current_app.extensions["refusals"]
     path = route()
-    if response.status_code == 401 and path.startswith("/api/"):
+    if response.status_code == 401 and path.startswith("/api/") and "passed_on" not in g:
         # Who is known by the key was refused for the signature
         name = "wrong_signature" if g.get("caller") else "wrong_key"
         refusals.note(name, path=path, **g.get("caller", {}))

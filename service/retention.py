@@ -54,7 +54,15 @@ def purge(on_batch: OnBatch) -> dict[str, int]:
         ),
     }
     transact(_note_done)
+    truncate_log()
     return counts
+
+
+def truncate_log() -> None:
+    """Have SQLite forget the log in which what was deleted may still stand."""
+    if db.engine.dialect.name == "sqlite":
+        with db.engine.connect() as connection:
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def delete_in_batches(

@@ -75,6 +75,15 @@ def test_who_reads_with_the_system_key_leaves_a_trace(client, make_user, trail):
         assert trail() == [("system key", "read", user.id, {"what": name})]
 
 
+def test_a_key_that_does_not_confirm_is_told_with_its_user(app, make_user, trail):
+    user, other = make_user(), make_user(name="Ben")
+    browser = logged_in(app, user.key)
+    trail()
+    for key in ("wrong", other.key):
+        assert post(browser, "/profile/key", api_key=key).status_code == 401
+    assert trail() == [("user", "confirm_failed", user.id, {})] * 2
+
+
 def test_what_the_operator_does(flask, trail):
     [id] = [flask("users", "add", "Ann", "--daily-limit", 3, "--json")["id"]]
     flask("users", "set", id, "--inactive", "--webhook-url", "http://127.0.0.1/x?token=s3cret")

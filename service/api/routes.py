@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from flask import Blueprint, Request, Response, current_app, jsonify, request
+from flask import Blueprint, Request, Response, current_app, g, jsonify, request
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
@@ -60,6 +60,7 @@ def init(key: str | None = None) -> dict[str, Any]:
     except upstream.Refused as e:
         if e.message is None:
             raise errors.ServiceFetchFailed from e
+        g.passed_on = True  # not the caller's key was wrong, but ours
         raise errors.MainServerRefused(e.status, e.message) from e
     except upstream.UpstreamError as e:
         raise errors.ServiceFetchFailed from e
@@ -89,6 +90,8 @@ def _get_number(key: str | None) -> tuple[dict[str, Any], dict[str, str]]:
         "country_id": row.country_id,
         "operator_id": row.operator_id,
     }
+    if audit.is_system_key():
+        transact(audit.record, "number_requested", user.id, number_id=row.id)
     # Tells a deployment whose main server this is that the key is heeded (`upstream.get_number`);
     # the server would refuse to send other characters, after a number was spent
     is_plain = once is not None and once.isascii() and once.isprintable()

@@ -227,6 +227,7 @@ def users_remove(user_id: int, yes: bool, as_json: bool) -> None:
         counts[model.__tablename__] = retention.delete_in_batches(
             model, condition, lambda table, n: click.echo(f"{table}: {n} deleted", err=True)
         )
+    retention.truncate_log()
     show({"id": user_id} | counts, as_json)
 
 

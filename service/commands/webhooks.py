@@ -11,7 +11,7 @@ from flask.cli import AppGroup
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
-from service import retention
+from service import audit, retention
 from service.commands.arguments import ROW_ID, USER_ID
 from service.commands.checks import log_local
 from service.commands.output import as_json, row_of, show
@@ -19,7 +19,7 @@ from service.database.engine import db
 from service.database.health import NOT_CURRENT
 from service.database.models import Attempt, Delivery, DeliveryState
 from service.database.schema import is_current
-from service.database.writing import release
+from service.database.writing import release, transact
 from service.sms import parts
 from service.webhooks import queue
 from service.webhooks.by_hand import redeliver
@@ -107,5 +107,7 @@ def webhooks_redeliver(delivery_id: int | None, failed: bool, as_json: bool) -> 
     if not failed and not rows:
         raise click.BadParameter(f"there is no delivery {delivery_id}", param_hint="ID")
     release()
+    for id, user_id in rows:
+        transact(audit.record, "redelivered", user_id, delivery_id=id)
     done = [{"id": id, "state": redeliver(id, user_id) or "being tried"} for id, user_id in rows]
     show(done, as_json)

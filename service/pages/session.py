@@ -4,6 +4,7 @@ import hmac
 import secrets
 import time
 from datetime import timedelta
+from typing import NoReturn
 
 from flask import Flask, current_app, request, session
 from flask.sessions import SecureCookieSessionInterface
@@ -68,8 +69,8 @@ def begin(user: User) -> None:
 
 def confirm(user: User, key: str) -> None:
     """Note that `user` has given their key; raises InvalidApiKey or TooManyTries."""
-    if _holder_of(key).id != user.id:
-        raise InvalidApiKey
+    if not hmac.compare_digest(sha256(key), user.key_hash):
+        _refuse("confirm_failed", user.id)
     session["confirmed"] = int(time.time())
 
 
@@ -133,15 +134,20 @@ def _holder_of(key: str) -> User:
     except InvalidApiKey as e:
         if _is_pending(key):
             raise AwaitingApproval from e
-        current_app.extensions["refusals"].note("login_failed")
-        current_app.extensions["logins"].take(caller_address())
-        transact(audit.record, "login_failed")
-        raise
+        _refuse("login_failed")
 
 
 def _is_pending(key: str) -> bool:
     of_key = (User.key_hash == sha256(key)) & User.active & ~User.approved
     return db.session.scalar(select(User.id).where(of_key)) is not None
+
+
+def _refuse(action: str, user_id: int | None = None) -> NoReturn:
+    """Log and record a wrong key; raises InvalidApiKey, or TooManyTries after too many."""
+    current_app.extensions["refusals"].note(action, user_id=user_id)
+    current_app.extensions["logins"].take(caller_address())
+    transact(audit.record, action, user_id)
+    raise InvalidApiKey
 
 
 def _stamp(user: User) -> str:

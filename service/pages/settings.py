@@ -1,6 +1,7 @@
 """The edit page: the webhook URL, the number format, the test event, rotations."""
 
 import json
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -16,7 +17,7 @@ from service.keys import Unreadable, new_key, new_secret, seal, sha256, unseal
 from service.logs import event
 from service.numbers.formats import NumberFormat
 from service.pages.blueprint import ask_for_key, asked, bp, logged_in
-from service.pages.session import begin
+from service.pages.session import CONFIRMED_SECONDS, begin, is_confirmed
 from service.webhooks import by_hand, endpoint, guard
 
 EXAMPLES = {
@@ -73,6 +74,12 @@ def edit(user: User) -> Any:
         return _edit_page(user, form, errors={"webhook_url": [e.message]}), e.status, e.headers
     except guard.ForbiddenUrl as e:
         return _edit_page(user, form, errors={"webhook_url": [_refusal(e)]}), 400
+    # Whoever has a copy of the cookie alone must not have the codes sent elsewhere
+    if url != user.webhook_url and not is_confirmed():
+        fields_of_form = {"webhook_url": url or "", "number_format": given["number_format"]}
+        asking = ask_for_key(user, "change the Webhook URL", **fields_of_form)
+        if asking:
+            return asking
     if transact(_save, user.id, url, given["number_format"]):
         event("webhook_url_set", user_id=user.id)
     flash("Saved.")
@@ -150,8 +157,9 @@ def rotate_key(user: User) -> Any:
         asking = ask_for_key(user, "rotate the API key")
         return asking or _offer(user, "key", user.key_hash, key, sha256(key))
     old, key_hash = _accepted(user, "key")
+    is_first = sha256(user.key_hash) == old  # of several clicks
     done = bool(key_hash) and transact(users.replace_key, user.id, old, key_hash)
-    if done:
+    if done and is_first:
         begin(user)  # this browser stays logged in, all others are logged out
     return _rotated(user, "key", done)
 
@@ -163,18 +171,18 @@ def _offer(user: User, kind: str, old: str, shown: str, kept: str) -> str:
     a lost response nor a second click can leave the user without the value in force, or claim that
     it is not in force.
     """
-    offer = seal(json.dumps([kind, user.id, sha256(old), kept]))
+    offer = seal(json.dumps([kind, user.id, sha256(old), kept, int(time.time())]))
     return render_template("rotate.html", user=user, what=kind, shown=shown, offer=offer)
 
 
 def _accepted(user: User, kind: str) -> tuple[str, str]:
-    """(the hash of the old one, the new one) that was offered to the user; empty if something else
-    came back."""
+    """(the hash of the old one, the new one) that was offered to the user just now; empty if
+    something else came back."""
     try:
         offered = json.loads(unseal(request.form.get("offer", "")))
     except Unreadable:
         return "", ""
-    if offered[:2] != [kind, user.id]:
+    if offered[:2] != [kind, user.id] or time.time() - offered[4] > CONFIRMED_SECONDS:
         return "", ""
     return offered[2], offered[3]
 

@@ -21,7 +21,8 @@ _NAMES = {
     "utf16-be": "utf-16-be",
 }
 # Encodings of text, not charsets; decoding one of them takes quadratic time
-_NO_CHARSETS = {"punycode", "idna", "unicode-escape", "raw-unicode-escape"}
+# ... and one in which quotes can be hidden in words: it is not signed with the bytes
+_NO_CHARSETS = {"utf-7", "punycode", "idna", "unicode-escape", "raw-unicode-escape"}
 # What programs call by one of these names is Windows-1252 (WHATWG Encoding, 4.2)
 _WESTERN = {"iso8859-1", "cp1252"}
 

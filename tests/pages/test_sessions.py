@@ -17,7 +17,7 @@ from service.limits import Throttle
 from service.pages.session import LIFETIME
 from tests.conftest import SYSTEM_KEY
 from tests.fixtures import NUMBER
-from tests.forms import Clock, change, logged_in, post, token
+from tests.forms import Clock, change, logged_in, offered, post, token
 from tests.mariadb import free_port
 
 # Sessions are in the cookie, and what is counted is in the process: one engine is enough
@@ -205,6 +205,50 @@ def test_the_key_and_the_secret_are_rotated_by_who_has_the_key_alone(browser, us
             assert refused.status_code == 401 and "This is not your API key." in refused.text
             assert shown not in refused.text and 'name="offer"' not in refused.text
         assert shown in post(browser, path, api_key=f" {user.key} ").text
+
+
+@on_sqlite
+def test_the_webhook_url_is_changed_by_who_gave_the_key_of_late(app, browser, user, monkeypatch):
+    """A copied cookie must not have the codes sent elsewhere."""
+    began = time.time()
+    monkeypatch.setattr(time, "time", lambda: began + 60 * 15.1)
+    form = {"webhook_url": "http://127.0.0.1/x", "number_format": "national"}
+    asking = post(browser, "/profile/edit", **form)
+    assert 'name="api_key"' in asking.text
+    assert post(browser, "/profile/edit", **form, api_key="wrong").status_code == 401
+    with app.app_context():
+        assert db.session.get(User, user.id).webhook_url is None
+    # ... what is not about it is
+    assert post(browser, "/profile/edit", webhook_url="", number_format="full").status_code == 302
+    assert post(browser, "/profile/edit", **form, api_key=user.key).status_code == 302
+    with app.app_context():
+        assert db.session.get(User, user.id).webhook_url == "http://127.0.0.1/x"
+
+
+@on_sqlite
+@pytest.mark.parametrize("what", ["key", "secret"])
+@pytest.mark.parametrize(("minutes", "is_taken"), [(14.9, True), (15.1, False)])
+def test_what_was_offered_is_taken_for_15_minutes(
+    browser, user, monkeypatch, what, minutes, is_taken
+):
+    _, form = offered(browser, what, user.key)
+    began = time.time()
+    monkeypatch.setattr(time, "time", lambda: began + 60 * minutes)
+    post(browser, f"/profile/{what}", **form)
+    told = "is in force" if is_taken else "was not rotated"
+    assert told in browser.get("/profile/edit").text
+
+
+@on_sqlite
+def test_a_second_click_begins_no_new_session(app, browser, user):
+    """Else the form that rotated a key would be as good as the key, for ever."""
+    sessions = app.session_interface.get_signing_serializer(app)
+    _, form = offered(browser, "key", user.key)
+    ids = []
+    for _ in range(2):
+        post(browser, "/profile/key", **form)
+        ids.append(sessions.loads(browser.get_cookie("session").value)["id"])
+    assert ids[0] == ids[1]
 
 
 @on_sqlite

@@ -1,12 +1,12 @@
 """Numbers, messages and deliveries of a user by time, for pages of them; where an attempt went
 
-Revision ID: 0009
+Revision ID: 0008
 Revises: 0007
 """
 from alembic import op
 import sqlalchemy as sa
 
-revision = '0009'
+revision = '0008'
 down_revision = '0007'
 branch_labels = None
 depends_on = None
