@@ -40,13 +40,13 @@ NUMBERS = {
     "1 234,50 €": rf"(?<!\d)\d{{1,3}}(?:[ .,']?\d{{3}}){{0,4}}(?:[.,]\d{{1,2}})? ?[{_MONEY}]",
     "1.234,50": r"(?<![\d.,])\d{1,12}(?:[.,' ]\d{3}){0,4}[.,]\d\d(?!\d)",
     "12,499": r"(?<!\d)(?<!\d[.,])(?!\d{3}\.\d{3}(?![.,']?\d))\d{1,3}(?:[.,']\d{3}){1,4}(?!\d)",
-    "card *1234": r"(?:[*•·×]{1,12}|(?<![a-z])x{1,12}|\.{2,4})[ -]?\d{3,5}(?![\d*])",
+    "card *1234": r"(?:[*•·×⋯]{1,12}|(?<![a-z])x{1,12}|\.{2,4})[ -]?\d{3,5}(?![\d*])",
 }
 MASKS = LINKS | NUMBERS
 
 _LINK = re.compile("|".join(LINKS.values()))
 # Each begins with one of these: looking for them first halves the time
-_NUMBER = re.compile(rf"(?=[\d*#%٪+(.x•·×{_MONEY}])(?:{'|'.join(NUMBERS.values())})")
+_NUMBER = re.compile(rf"(?=[\d*#%٪+(.x•·×⋯{_MONEY}])(?:{'|'.join(NUMBERS.values())})")
 _CANDIDATE = re.compile(
     # AB12CD, AB1-2CD
     r"(?<![A-Za-z0-9_/@&+.-])(?P<mixed>(?=[A-Z]{1,9}\d|[a-z]{1,9}\d|\d{1,9}[A-Za-z])"
@@ -60,8 +60,8 @@ _CANDIDATE = re.compile(
     r"(?P<digits>\d++(?:[ –-]\d++(?![A-Za-z_/@=]|[.,:]\d))*+)"
 )
 # But 493817-dir is a code: some languages append a suffix
-_GOES_ON = re.compile(rf"[A-Z0-9_/@=]|[.,:]\d|-[A-Z0-9]|[.*/–-]?{MASK}")
-_GOES_BACK = re.compile(rf"{MASK}[.*/–-]?\Z")
+_GOES_ON = re.compile(rf"[A-Z0-9_/@=]|[.,:]\d|-[A-Z0-9]|[*/–-]?{MASK}")
+_GOES_BACK = re.compile(rf"{MASK}[*/–-]?\Z")
 # 2025, 20250604
 _DATE = re.compile(r"(?:19[5-9]|20[0-4])\d(?:(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01]))?")
 
@@ -113,7 +113,7 @@ def find(text: str) -> Iterator[Candidate]:
             yield Candidate(match["dotted"].replace(".", ""), start, end, Needs.JOINT)
         elif match["mixed"]:
             code = match["mixed"].replace("-", "")
-            if 4 <= len(code) <= 10 and not code.isdigit():
+            if 4 <= len(code) <= 10:
                 plain = match["mixed"].isupper() and not code[1:].isdigit()  # R5000
                 needs = Needs.LABEL if plain else Needs.NEAR
                 may_be_typed = plain and end - start >= TYPED

@@ -52,7 +52,7 @@ def _is_address(number: Around) -> bool:
 
 def _is_subject(number: Around) -> bool:
     """Whether a notice is about it: "your password for 4938 was changed"."""
-    if number.joined or number.named:
+    if number.joined:
         return False
     prepositions = number.right_before("for"), number.right_after("...for")
     labels = number.before, number.after

@@ -18,8 +18,8 @@ NO_SPACES = "\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3040-\ud7ff"
 # Where a word may begin: at a run of Latin letters, of other letters, or of digits, at each
 # letter of a script without spaces, and at a sign
 _TOKEN = re.compile(rf"[a-zß-ʯ]+|(?:(?![{NO_SPACES}a-zß-ʯ])[^\W\d_])+|[{NO_SPACES}]|\d+|[^\w\s]")
-# Letters that NFKD does not decompose; and a comma that must not become the one in "1,5"
-_LETTERS = str.maketrans("ıłøđðŁØĐÐ，", "iloddLODD、", "ـ")
+# Letters that NFKD does not decompose, and signs of which it would make the comma of "1,5" or dots
+_LETTERS = str.maketrans("ıłøđðŁØĐÐ，…", "iloddLODD、⋯", "ـ")
 _LINKS = (" ", "-")  # between the parts of "reference code"
 
 

@@ -69,6 +69,10 @@ def test_letters_and_digits_before_a_label_need_a_joint(text, expected):
         ("Пароль карты 5520 **** **** 3391 изменён", None),
         ("Card 5520****3391: your code is 203941", "203941"),
         ("Code: $12.50/203941", None),
+        ("Your code is 203941.…2026", "203941"),  # parts of an SMS, one of them lost
+        ("Your code is 203941…2026", None),
+        ("Code: K7Q2", "K7Q2"),
+        ("Code: K7Q", None),
         ("Code: 2 0 3 9", "2039"),
         ("Code: 2 0 3", None),
         ("Code: 20 39 41 55", "20394155"),
@@ -247,6 +251,9 @@ def test_what_a_notice_is_about_is_no_code(text, expected):
         ("Enter this code to verify your account: 203941", "203941"),
         ("Code für Ihr Konto: 203941", "203941"),
         ("Locker code: 7710", "7710"),
+        ("To confirm your account enter 203941", "203941"),
+        ("Your PIN was changed. The ticket is 203941", None),
+        ("Votre code Box est le 203941", "203941"),
         ("Code casier : 7710", "7710"),
         ("Order: 203941 is your code", "203941"),
     ],
@@ -399,6 +406,7 @@ def test_a_number_far_from_its_label_is_trusted_only_beside_words_about_a_login(
         ("Dossier pour le changement de mot de passe : 203941", None),
         ("Vorgang für Ihr neues Passwort: 203941", None),
         ("Ihr Paket zur Abholung mit Code: 7710", "7710"),
+        ("Your order is ready for pickup with code: 203941", "203941"),
         ("Tilauksesi on noudettavissa koodilla: 7710", "7710"),  # "on" is "is" in Finnish
     ],
 )
