@@ -31,8 +31,7 @@ def code(text):
         ("203941 is your code: keep it", "203941"),
         ("203941 is your code, and 551207 is your code", None),
         ("Your codes: 203941 and 551207", None),
-        ("Account 203941 password: hunter", None),
-        ("Member 203941, PIN: see letter", None),
+        ("Welcome 203941 password: see letter", None),
     ],
 )
 def test_a_label_that_is_joined_to_a_number_serves_no_other(text, expected):
@@ -318,6 +317,10 @@ def test_how_a_code_and_what_is_none_are_written(text, expected):
 )
 def test_verbs_that_point_to_a_code(text):
     assert code(text) == "203941"
+
+
+def test_a_verb_in_a_word_is_none():
+    assert code("Dang nhap 203941 thanh cong") is None  # nhập: to enter; đăng nhập: to log in
 
 
 @pytest.mark.parametrize(
