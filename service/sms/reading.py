@@ -3,12 +3,12 @@
 import re
 from bisect import bisect_left
 from collections import Counter
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import accumulate
 
 from service.sms import candidates, words
 from service.sms.candidates import Candidate
-from service.sms.words import ANY, NO_SPACES, Label
+from service.sms.words import ANY, CACHED, NO_SPACES, Label
 
 SENTENCE_END, BREATH = 50, 30  # how long a pause is, see otp.PER_LETTER
 REACH = 320  # most characters between a label and its number: two SMS
@@ -26,15 +26,10 @@ _SIGN_AFTER = re.compile(r" ?[:=–—-]|[\n\"»”」』]")
 _OF_NO_SPACES = re.compile(f"[{NO_SPACES}]")
 
 
-class _Weights(dict[str, int]):
+@lru_cache(CACHED)
+def _weight(char: str) -> int:
     """What a character counts; letters of scripts without spaces say more and count three times."""
-
-    def __missing__(self, char: str) -> int:
-        self[char] = char.isalpha() + 2 * bool(_OF_NO_SPACES.match(char))
-        return self[char]
-
-
-_WEIGHTS = _Weights()
+    return char.isalpha() + 2 * bool(_OF_NO_SPACES.match(char))
 
 
 class Reading:
@@ -46,7 +41,7 @@ class Reading:
         pairs = zip(text, self.small, strict=True)
         self.text = "".join([s if s == candidates.MASK else t for t, s in pairs])
         self.labels = words.find_labels(self.small)
-        self._letters = list(accumulate(map(_WEIGHTS.__getitem__, self.small), initial=0))
+        self._letters = list(accumulate(map(_weight, self.small), initial=0))
         self._pauses: dict[int, list[int]] = {SENTENCE_END: [], BREATH: [], 0: []}
         for match in _PAUSE.finditer(text):
             self._pauses[self._length(match)].append(match.start())

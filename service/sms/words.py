@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 MAX_TEXT = 1600  # how many characters are read: ten SMS
+CACHED = 10_000  # how many characters are remembered
 PATH = Path(__file__).with_name("otp_words.toml")
 ANY = "any"  # the section of what every language has
 
@@ -74,7 +75,7 @@ class Labels:
 
 
 class _Folding(dict[int, str]):
-    """What each character becomes, worked out once."""
+    """What each character becomes, worked out once for as many as texts really use."""
 
     def __missing__(self, code: int) -> str:
         plain = []
@@ -87,8 +88,9 @@ class _Folding(dict[int, str]):
                 plain.append(" ")
             elif unicodedata.category(char) not in ("Cf", "Cc", "Mn", "Mc", "Me"):
                 plain.append(char)
-        self[code] = "".join(plain)
-        return self[code]
+        if len(self) < CACHED:
+            self[code] = "".join(plain)
+        return "".join(plain)
 
 
 _FOLDED = _Folding()
