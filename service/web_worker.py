@@ -10,6 +10,7 @@ import os
 import resource
 import signal
 import socket
+import string
 import struct
 import sys
 import termios
@@ -22,7 +23,14 @@ from gevent.event import Event
 from gevent.pool import Pool
 from gevent.server import StreamServer
 from gunicorn import http, util
-from gunicorn.http.errors import NoMoreData, ParseException
+from gunicorn.http.body import ChunkedReader
+from gunicorn.http.errors import (
+    InvalidChunkSize,
+    InvalidResponseHeader,
+    InvalidResponseHeaderName,
+    NoMoreData,
+    ParseException,
+)
 from gunicorn.workers.ggevent import GeventWorker
 
 from service import MAX_BODY_BYTES
@@ -48,6 +56,10 @@ REFUSALS = {
     "UnsupportedTransferCoding": (501, "Not Implemented"),
     "ExpectationFailed": (417, "Expectation Failed"),
 }
+
+HEX_DIGITS = string.hexdigits.encode()
+# Headers of an answer that are none
+OUR_FAULT = (InvalidResponseHeader, InvalidResponseHeaderName)
 
 Environ = dict[str, Any]
 
@@ -179,7 +191,7 @@ class WebWorker(GeventWorker):
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: Exception) -> None:
         """Answer, and log, what no application has seen; upstream would quote the request."""
-        if isinstance(exc, ParseException):
+        if isinstance(exc, ParseException) and not isinstance(exc, OUR_FAULT):
             status, reason = REFUSALS.get(type(exc).__name__, (400, "Bad Request"))
             refuse(client, addr, status, reason, why=type(exc).__name__)
             return
@@ -189,14 +201,11 @@ class WebWorker(GeventWorker):
     def call_with_whole_body(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
         """The application's answer, once all of the body is here; or 408 or 400."""
         body, problem = None, "408 Request Timeout"
-        if int(environ.get("CONTENT_LENGTH") or 0) > MAX_BODY_BYTES:
-            body = b""  # the application refuses it by its length
-        else:
-            try:
-                with gevent.Timeout(BODY_SECONDS, False):
-                    body = environ["wsgi.input"].read(MAX_BODY_BYTES + 1)
-            except ParseException:  # a chunk
-                problem = "400 Bad Request"
+        try:
+            with gevent.Timeout(BODY_SECONDS, False):
+                body = whole_body(environ)
+        except (ParseException, NoMoreData):
+            problem = "400 Bad Request"
         self.owing.pop(environ["gunicorn.socket"], None)
         if body is not None:
             environ["wsgi.input"] = io.BytesIO(body)
@@ -207,6 +216,24 @@ class WebWorker(GeventWorker):
         header = [("Content-Type", "application/json"), ("Content-Length", str(len(text)))]
         start_response(problem, header)
         return [text]
+
+
+def whole_body(environ: Environ) -> bytes:
+    """The body, or more of it than the application takes; raises NoMoreData for one that is cut
+    off, ParseException for broken chunks."""
+    body, length = environ["wsgi.input"], int(environ.get("CONTENT_LENGTH") or 0)
+    if length > MAX_BODY_BYTES:
+        return b""  # the application refuses it by its length
+    if isinstance(body.reader, ChunkedReader):
+        # Without a line's end, what is no size of a chunk would be waited for in vain
+        unreader = body.reader.req.unreader
+        unreader.unread(begin := unreader.read())
+        if begin[:1] not in HEX_DIGITS:
+            raise InvalidChunkSize(begin)
+    data: bytes = body.read(MAX_BODY_BYTES + 1)
+    if len(data) < length:
+        raise NoMoreData
+    return data
 
 
 def refuse(client: Any, address: Any, status: int, reason: str, why: str | None = None) -> None:

@@ -239,6 +239,8 @@ def test_half_a_body_holds_no_connection_to_the_database(
         ([b"%x\r\n" % len(BODY), BODY, b"\r\n0\r\n\r\n"], "200 OK"),
         ([b"%x\r\n" % (len(BODY) - 5), BODY, b"\r\n0\r\n\r\n"], "400 Bad Request"),
         ([b"five\r\n", BODY, b"\r\n0\r\n\r\n"], "400 Bad Request"),
+        # No chunks at all, of which more could come
+        ([BODY], "400 Bad Request"),
     ],
 )
 def test_broken_chunks_are_refused(app, gunicorn, connect, make_provider, chunks, status):
@@ -249,6 +251,23 @@ def test_broken_chunks_are_refused(app, gunicorn, connect, make_provider, chunks
         assert sock.recv(1) == b""  # nobody knows where the next request begins
     with app.app_context():
         assert db.session.query(Message).count() == (status == "200 OK")
+
+
+@pytest.mark.parametrize(
+    "framing", ["Content-Length: 300", "Transfer-Encoding: chunked"], ids=lambda text: text[:7]
+)
+def test_a_body_that_is_cut_off_is_refused(app, gunicorn, connect, make_provider, framing):
+    """What came of it may look like a whole SMS."""
+    _, url = gunicorn()
+    form = b"to=12025550123&text=Your code is 12"
+    size = b"96\r\n" if "chunked" in framing else b""
+    path, kind = make_provider(), "application/x-www-form-urlencoded"
+    sock = connect(url, head(path, framing).replace(b"application/json", kind.encode()))
+    sock.sendall(size + form)
+    sock.shutdown(socket.SHUT_WR)
+    assert answer(sock)[0] == "400 Bad Request"
+    with app.app_context():
+        assert db.session.query(Message).count() == 0
 
 
 def test_a_body_that_is_too_long_is_refused_unread(gunicorn, connect, make_provider):

@@ -424,9 +424,10 @@ def test_500_without_configuration(make_app, make_user):
     )  # fmt: skip
 
 
-def test_500_when_the_database_has_no_schema(make_app, empty_database_url):
+def test_503_when_the_database_has_no_schema(make_app, empty_database_url):
     client = make_app(DATABASE_URL=empty_database_url).test_client()
-    assert answer(client.get("/api/get-number/k?country_id=1")) == (500, "Unable to get number")
+    sentence = "The database schema is not current: run `flask db upgrade`"
+    assert answer(client.get("/api/get-number/k?country_id=1")) == (503, sentence)
 
 
 def says(status, body=b"", length=None):
