@@ -5,8 +5,10 @@ import subprocess
 
 import pytest
 
+from tests.databases import on_sqlite
 from tests.fixtures import BIN, ROOT
 from tests.mariadb import free_port
+from tests.peers import until
 
 pytestmark = pytest.mark.server
 AWAY = "the database does not answer"
@@ -81,3 +83,31 @@ def test_a_login_that_is_refused_is_told_as_such(tmp_path, mariadb_server, user,
     status, written = run(tmp_path, "flask", "summary", DATABASE_URL=url)
     line = sentence(written)
     assert status == 1 and told in line, line
+
+
+SHORT = {"SYSTEM_API_KEY": "short", "MAIN_SERVER_URL": "http://127.0.0.1:1"}
+TOLD = 'event=misconfigured problem="SYSTEM_API_KEY has fewer than 16 characters'
+
+
+@on_sqlite
+def test_the_first_web_process_tells_what_is_misconfigured(start, tmp_path, database_url):
+    port = free_port()
+    start(
+        "gunicorn", "--bind", f"127.0.0.1:{port}", "wsgi:app", port=port, DATABASE_URL=database_url,
+        SECRET_KEY="x" * 32, WEB_CONCURRENCY="3", **SHORT,
+    )  # fmt: skip
+    until(lambda: TOLD in (tmp_path / "log").read_text())
+    assert (tmp_path / "log").read_text().count(TOLD) == 1
+
+
+@on_sqlite
+def test_the_worker_tells_what_is_misconfigured(tmp_path, database_url):
+    env = {"PATH": str(BIN), "DATABASE_URL": database_url, "SECRET_KEY": "x" * 32} | SHORT
+    command = [BIN / "flask", "webhooks", "deliver", "--watch"]
+    with (tmp_path / "log").open("wb") as log:
+        worker = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
+    try:
+        until(lambda: TOLD in (tmp_path / "log").read_text())
+    finally:
+        worker.terminate()
+        assert worker.wait(60) == 0
