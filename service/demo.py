@@ -32,7 +32,9 @@ def run(once: bool, port: int, days: int) -> int:
             if once:
                 return demo.round_trip()
             demo.explain()
-            threading.Event().wait()
+            # Waking now and then: a signal that another thread has taken would not end a wait
+            while not threading.Event().wait(1):
+                pass
         except KeyboardInterrupt:
             click.echo("stopped")
         finally:
