@@ -16,7 +16,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from config import Config, ConfigError
 from service import commands, limits, logs, metrics, pages, upstream, waiting, watch
 from service.api import routes
-from service.database.engine import db, migrate, set_up_mysql, set_up_sqlite
+from service.database.engine import db, migrate, restrict, set_up_mysql, set_up_sqlite
 from service.database.health import is_old_schema
 from service.errors import Busy, SchemaNotCurrent
 from service.pages import session
@@ -25,8 +25,7 @@ from service.webhooks import attempt, by_hand, pace, queue
 MAX_BODY_BYTES = 256 * 2**10
 POLICY = (
     "default-src 'none'; script-src 'self'; connect-src 'self'; style-src 'self'; img-src 'self';"
-    " form-action 'self';"
-    " frame-ancestors 'none'; base-uri 'none'"
+    " form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
 )
 
 
@@ -48,7 +47,7 @@ def create_app(config: Config | None = None) -> Flask:
         app.wsgi_app = proxied  # type: ignore[method-assign]  # as Flask documents it
 
     db.init_app(app)
-    _keep_private(Path(app.instance_path))
+    restrict(Path(app.instance_path))  # which holds the database and a key
     migrations = str(Path(__file__).with_name("migrations"))
     migrate.init_app(app, db, directory=migrations, render_as_batch=False)
     with app.app_context():
@@ -70,13 +69,6 @@ def _log_stream() -> str:
     """A command prints its output on stdout, so it logs to stderr; `flask run` is a server."""
     command = click.get_current_context(silent=True)
     return "stdout" if command is None or command.info_name == "run" else "stderr"
-
-
-def _keep_private(folder: Path) -> None:
-    """Let nobody else on this machine look into instance/, which holds the database and a key."""
-    with contextlib.suppress(OSError):  # there is none yet, or it is another's
-        if folder.stat().st_mode & 0o077:
-            folder.chmod(0o700)
 
 
 def _development_secret(folder: Path) -> str:

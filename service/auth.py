@@ -1,7 +1,6 @@
 """Who is calling: the key in a request, and the user it belongs to."""
 
 import hmac
-from ipaddress import ip_address
 
 from flask import current_app, request
 from sqlalchemy import bindparam, select
@@ -11,6 +10,7 @@ from service.database.engine import db
 from service.database.models import User
 from service.fields import Digits, Query, load_query
 from service.keys import sha256
+from service.logs import caller_ip
 
 
 class UserIdQuery(Query):
@@ -54,11 +54,8 @@ def is_from_this_machine() -> bool:
     """Whether the request came from a loopback address, and by no proxy."""
     if "X-Forwarded-For" in request.headers or "Forwarded" in request.headers:
         return False
-    try:
-        ip = ip_address(request.remote_addr or "")
-    except ValueError:
-        return False
-    return (getattr(ip, "ipv4_mapped", None) or ip).is_loopback
+    ip = caller_ip()
+    return ip is not None and ip.is_loopback
 
 
 def require_key(path_key: str | None) -> User | None:

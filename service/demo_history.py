@@ -24,7 +24,7 @@ from service.database.models import (
 )
 from service.database.writing import Transaction, transact
 from service.keys import new_key, sha256
-from service.sandbox import COUNTRIES, operators
+from service.sandbox import COUNTRIES, operators, random_digits
 from service.sms import otp
 from service.webhooks import queue
 from service.webhooks.delivery import RETRY_SECONDS
@@ -108,7 +108,7 @@ def _add_day(tx: Transaction, callers: list[User], end: datetime, now: datetime)
             message = _add_sms(tx, at, number.digits or "", number)
             if message.otp_code and user.webhook_url:
                 _add_delivery(tx, message, now)
-    _add_sms(tx, end, _digits(random.choice([*COUNTRIES])))
+    _add_sms(tx, end, random_digits(random.choice([*COUNTRIES])))
 
 
 def _add_number(
@@ -123,15 +123,10 @@ def _add_number(
     )  # fmt: skip
     if random.random() > 0.01:
         number.state, number.assigned_at = NumberState.ASSIGNED, at
-        number.digits, number.phone_code = _digits(country_id), phone_code
+        number.digits, number.phone_code = random_digits(country_id), phone_code
         number.first_sms_at = first_sms_at
     tx.count(user.id, at, requests=1, numbers=int(number.digits is not None))
     return tx.store(number)
-
-
-def _digits(country_id: int) -> str:
-    _, code, prefixes, length, _ = COUNTRIES[country_id]
-    return code + random.choice(prefixes) + str(random.randrange(10**length)).zfill(length)
 
 
 def _add_sms(

@@ -13,7 +13,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Iterator
 from functools import cache
-from ipaddress import IPv4Address, ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from types import TracebackType
 from typing import Any
 
@@ -90,17 +90,26 @@ def _masked(rule: str) -> str:
     return re.sub("<[^>]*>", "***", rule)
 
 
+def caller_ip() -> IPv4Address | IPv6Address | None:
+    """The caller's address, an IPv4 one however it is written; None if it is none."""
+    try:
+        ip = ip_address(_without_port())
+    except ValueError:
+        return None
+    return getattr(ip, "ipv4_mapped", None) or ip
+
+
 def caller_address() -> str:
     """The caller's address; for IPv6 its /64, which usually is one subscriber."""
-    text = request.remote_addr or ""
-    if text.count(":") == 1:
-        text = text.partition(":")[0]  # some proxies add the port
-    try:
-        ip = ip_address(text)
-    except ValueError:
-        return text
-    ip = getattr(ip, "ipv4_mapped", None) or ip
+    ip = caller_ip()
+    if ip is None:
+        return _without_port()
     return str(ip if isinstance(ip, IPv4Address) else ip_network((ip, 64), strict=False))
+
+
+def _without_port() -> str:
+    text = request.remote_addr or ""
+    return text.partition(":")[0] if text.count(":") == 1 else text  # some proxies add the port
 
 
 class Refusals:
@@ -145,12 +154,15 @@ def request_id() -> str:
     """This request's id: the caller's X-Request-ID if it is well-formed, else a new one."""
     if "request_id" not in g:
         given = request.headers.get("X-Request-ID", "")
-        config = current_app.config
-        keys = (config["SYSTEM_API_KEY"], *config["SYSTEM_API_KEY_FALLBACKS"])
-        slices = {key[n : n + 6] for key in keys if key for n in range(max(1, len(key) - 5))}
-        is_taken = _REQUEST_ID.fullmatch(given) and not any(part in given for part in slices)
+        is_taken = _REQUEST_ID.fullmatch(given) and not _has_part_of_key(given)
         g.request_id = given if is_taken else uuid.uuid4().hex
     return str(g.request_id)
+
+
+def _has_part_of_key(text: str) -> bool:
+    """Whether six characters in a row of a system key are in `text`."""
+    keys = (current_app.config["SYSTEM_API_KEY"], *current_app.config["SYSTEM_API_KEY_FALLBACKS"])
+    return any(key[n : n + 6] in text for key in keys if key for n in range(max(1, len(key) - 5)))
 
 
 def _begin() -> None:
@@ -196,7 +208,13 @@ def _value(value: Any) -> str:
     if _PLAIN.fullmatch(text) and text.isprintable():
         return text
     quoted = text.replace("\\", r"\\").replace('"', r"\"")
-    return '"' + "".join(c if c.isprintable() else ascii(c)[1:-1] for c in quoted) + '"'
+    return f'"{escaped(quoted)}"'
+
+
+def escaped(text: str) -> str:
+    """`text` without what would change a line or a terminal: control characters and the like are
+    written as escapes."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class LineFormatter(logging.Formatter):

@@ -38,20 +38,19 @@ OnBatch = Callable[[str, int], None]
 def purge(on_batch: OnBatch) -> dict[str, int]:
     """Delete messages and ended deliveries older than RETENTION_DAYS, and audit entries that are
     AUDIT_FACTOR times as old; returns the rows by table. What `on_batch` raises ends it."""
-    kept = timedelta(days=current_app.config["RETENTION_DAYS"])
-    before = utcnow() - kept
+    now, kept = utcnow(), timedelta(days=current_app.config["RETENTION_DAYS"])
+    before = now - kept
     is_over = (Delivery.created_at < before) & (Delivery.state != DeliveryState.PENDING)
     is_undelivered = ~select(Delivery.id).where(Delivery.message_id == Message.id).exists()
     old_delivery = select(Delivery.id).where(is_over)
     is_old_attempt = (Attempt.started_at < before) | Attempt.delivery_id.in_(old_delivery)
     is_old_message = (Message.created_at < before) & is_undelivered
+    is_old_entry = AuditEntry.at < now - AUDIT_FACTOR * kept
     counts = {
         "attempts": delete_in_batches(Attempt, is_old_attempt, on_batch),
         "deliveries": delete_in_batches(Delivery, is_over, on_batch),
         "messages": delete_in_batches(Message, is_old_message, on_batch),
-        "audit_entries": delete_in_batches(
-            AuditEntry, AuditEntry.at < utcnow() - AUDIT_FACTOR * kept, on_batch
-        ),
+        "audit_entries": delete_in_batches(AuditEntry, is_old_entry, on_batch),
     }
     transact(_note_done)
     truncate_log()

@@ -53,6 +53,12 @@ MAGIC = {
 }
 
 
+def random_digits(country_id: int) -> str:
+    """A number of a country, as digits."""
+    _, code, prefixes, length, _ = COUNTRIES[country_id]
+    return code + random.choice(prefixes) + str(random.randrange(10**length)).zfill(length)
+
+
 def operators() -> list[dict[str, Any]]:
     """All operators, as init lists them."""
     listed = [
@@ -144,12 +150,11 @@ class _Sandbox:
         return digits
 
     def fresh(self, country_id: int, operator_id: int) -> str:
-        _, code, prefixes, length, _ = COUNTRIES[country_id]
         if operator_id == LATE_SMS:
+            _, code, prefixes, length, _ = COUNTRIES[country_id]
             return code + prefixes[0] + "0" * length
         while True:
-            rest = str(random.randrange(10**length)).zfill(length)
-            digits = code + random.choice(prefixes) + rest
+            digits = random_digits(country_id)
             if digits not in self.granted:
                 return digits
 

@@ -210,8 +210,7 @@ def _numbers_like(user: User, text: str) -> set[str]:
         digits = phone_digits(text)
     except ValidationError:
         return set()
-    holders = select(PhoneNumber.user_id).where(PhoneNumber.digits == digits)
-    if user.id in db.session.scalars(holders).all():
+    if history.has_held(user, digits):
         return {digits}
     newest = select(PhoneNumber.digits).where(PhoneNumber.user_id == user.id)
     newest = newest.order_by(PhoneNumber.requested_at.desc(), PhoneNumber.id.desc()).limit(BOUND)

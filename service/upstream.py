@@ -9,8 +9,9 @@ from urllib.parse import quote
 from flask import Flask, current_app
 from marshmallow import INCLUDE, Schema, ValidationError, fields, validate
 
-from service import outbound
+from service import limits, outbound
 from service.cache import SharedCache
+from service.errors import InitBusy
 from service.fields import MAX_ID, Phone, Text
 from service.logs import event
 from service.metrics import MAIN_SERVER_CALLS, MAIN_SERVER_SECONDS
@@ -123,6 +124,17 @@ def known_init() -> dict[str, Any] | None:
     """What init() would give without asking; None if it would have to."""
     cache: SharedCache[dict[str, Any]] = current_app.extensions["upstream"]["init"]
     return cache.fresh()
+
+
+def init_in_turn(user_id: int | None) -> dict[str, Any]:
+    """init(), holding a place among those who wait for the main server where it has to be asked.
+    Raises UpstreamError or InitBusy."""
+    if known := known_init():
+        return known
+    with limits.share("main_server").take(user_id) as has_place:
+        if not has_place:
+            raise InitBusy
+        return init()
 
 
 def get_number(country_id: int, operator_id: int | None, idempotency_key: str) -> Grant:

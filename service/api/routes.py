@@ -50,13 +50,8 @@ def init(key: str | None = None) -> dict[str, Any]:
     except (errors.MissingCredentials, errors.InvalidApiKey) as e:
         raise errors.Unauthorized from e
     release()
-    if known := upstream.known_init():
-        return success(known)
     try:
-        with limits.share("main_server").take(user and user.id) as has_place:
-            if not has_place:
-                raise errors.InitBusy
-            return success(upstream.init())
+        return success(upstream.init_in_turn(user.id if user else None))
     except upstream.Refused as e:
         if e.message is None:
             raise errors.ServiceFetchFailed from e

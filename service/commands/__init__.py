@@ -35,12 +35,11 @@ def _told(invoke: Callable[[click.Context], Any]) -> Callable[[click.Context], A
             return invoke(context)
         except (click.ClickException, click.Abort, click.exceptions.Exit):
             raise
-        except SQLAlchemyError as e:
-            event("command_failed", logging.ERROR, exc_info=True)
-            raise click.ClickException(explain(e)) from e
         except Exception as e:
             event("command_failed", logging.ERROR, exc_info=True)
-            raise click.ClickException(f"this failed unexpectedly: {describe(e)}") from e
+            unforeseen = f"this failed unexpectedly: {describe(e)}"
+            sentence = explain(e) if isinstance(e, SQLAlchemyError) else unforeseen
+            raise click.ClickException(sentence) from e
 
     return run
 

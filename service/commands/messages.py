@@ -74,12 +74,8 @@ def messages_list(
 def messages_assign(message_id: int, user_id: int, digits: str | None, as_json: bool) -> None:
     """Give an SMS that matched nobody to a USER who has held its number; deliver its code."""
     adopted = transact(_assign, message_id, user_id, digits)
-    release()
-    if adopted:
-        [row] = deliver_adopted([adopted])
-    else:
-        row = message_row(_message(message_id))
-    show(row, as_json)
+    rows = deliver_adopted([adopted]) if adopted else [message_row(_message(message_id))]
+    show(rows[0], as_json)
 
 
 def _assign(tx: Transaction, message_id: int, user_id: int, digits: str | None) -> Adopted | None:
@@ -128,7 +124,6 @@ def deliver_adopted(adopted: Iterable[Adopted]) -> list[dict[str, Any]]:
     for message, user, delivery in adopted:
         if delivery and delivery.lease:
             deliver(delivery, Trigger.REDELIVERY, user)
-        release()
         rows.append(message_row(_message(message.id)))
         release()
     return rows

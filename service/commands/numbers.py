@@ -15,7 +15,7 @@ from service.commands.messages import deliver_adopted, message_row
 from service.commands.output import as_json, readable, row_of, show
 from service.database.engine import db
 from service.database.models import Message, NumberState, PhoneNumber, User
-from service.database.writing import Transaction, release, transact
+from service.database.writing import Transaction, transact
 from service.numbers.resolution import NotUnknown, resolve
 from service.sms.adoption import Adopted, adopt_waiting
 
@@ -76,12 +76,9 @@ def numbers_holder(digits: str, at: datetime | None, as_json: bool) -> None:
 
 
 def _holder_row(number: PhoneNumber, user: User, until: datetime | None) -> dict[str, Any]:
-    sms = select(Message).where(
-        Message.phone_number_id == number.id, Message.digits == number.digits
-    )
-    messages = db.session.scalars(
-        sms.options(selectinload(Message.deliveries)).order_by(Message.id)
-    )
+    is_theirs = (Message.phone_number_id == number.id) & (Message.digits == number.digits)
+    sms = select(Message).where(is_theirs).options(selectinload(Message.deliveries))
+    messages = db.session.scalars(sms.order_by(Message.id))
     return {
         "number": f"+{number.digits}",
         "id": number.id,
@@ -107,7 +104,6 @@ def numbers_resolve(number_id: int, digits: str | None, is_none: bool, as_json: 
     if (digits is None) != is_none:
         raise click.UsageError("give the NUMBER, or --none")
     row, adopted = transact(_resolve, number_id, digits)
-    release()
     show(number_row(row) | {"messages": deliver_adopted(adopted)}, as_json)
 
 

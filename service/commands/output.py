@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from service.database.engine import Base
+from service.logs import escaped
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -40,7 +41,12 @@ def readable(value: Any) -> str:
         return ", ".join(f"{readable(k)}={readable(v)}" for k, v in value.items()) or "-"
     if isinstance(value, list | tuple):
         return "; ".join(readable(item) for item in value) or "-"
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(value))
+    return escaped(str(value))
+
+
+def show_deleted(table: str, count: int) -> None:
+    """Print how far a deletion is."""
+    click.echo(f"{table}: {count} deleted", err=True)
 
 
 def row_of(record: Base, *names: str) -> dict[str, Any]:

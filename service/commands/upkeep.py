@@ -11,7 +11,7 @@ from flask.cli import with_appcontext
 
 from service import audit, retention
 from service.commands import checks, main_server
-from service.commands.output import as_json, readable, show
+from service.commands.output import as_json, readable, show, show_deleted
 from service.database.backup import back_up
 from service.database.engine import db
 from service.database.writing import transact
@@ -26,7 +26,7 @@ def purge(as_json: bool) -> None:
 
     The worker does it daily.
     """
-    show(retention.purge(lambda table, n: click.echo(f"{table}: {n} deleted", err=True)), as_json)
+    show(retention.purge(show_deleted), as_json)
 
 
 @click.command()

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, func, select
 from service import audit, retention
 from service import users as records
 from service.commands.arguments import ROW_ID, USER_ID
-from service.commands.output import as_json, row_of, show
+from service.commands.output import as_json, row_of, show, show_deleted
 from service.database.engine import db
 from service.database.models import Attempt, Delivery, Message, User
 from service.database.writing import Transaction, release, transact
@@ -224,9 +224,8 @@ def users_remove(user_id: int, yes: bool, as_json: bool) -> None:
         click.confirm(f"Remove user {user_id}, with {found}, for good?", abort=True, err=True)
     transact(_remove, user_id)
     for model, condition in mine.items():
-        counts[model.__tablename__] = retention.delete_in_batches(
-            model, condition, lambda table, n: click.echo(f"{table}: {n} deleted", err=True)
-        )
+        deleted = retention.delete_in_batches(model, condition, show_deleted)
+        counts[model.__tablename__] = deleted
     retention.truncate_log()
     show({"id": user_id} | counts, as_json)
 

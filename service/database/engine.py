@@ -162,9 +162,14 @@ def keep_private(path: Path) -> None:
     with contextlib.suppress(OSError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     for file in (path, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")):
-        with contextlib.suppress(OSError):  # there is none, or it is another's
-            if file.stat().st_mode & 0o077:
-                file.chmod(0o600)
+        restrict(file)
+
+
+def restrict(path: Path) -> None:
+    """Leave a file or a folder to its owner alone, if there is one and it is ours."""
+    with contextlib.suppress(OSError):
+        if (mode := path.stat().st_mode) & 0o077:
+            path.chmod(mode & 0o700)
 
 
 def _when_free(execute: Callable[..., Any], *statement: Any) -> None:

@@ -52,8 +52,8 @@ def explain(error: SQLAlchemyError) -> str:
 
 def is_old_schema(error: DBAPIError) -> bool:
     """Whether a table or a column is missing."""
-    is_missing = "no such table" in str(error.orig) or "has no column" in str(error.orig)
-    is_missing = is_missing or "no such column" in str(error.orig)
+    told = str(error.orig)
+    is_missing = any(part in told for part in ("no such table", "no such column", "has no column"))
     return is_missing or _SENTENCES.get(error_code(error.orig)) is NOT_CURRENT
 
 

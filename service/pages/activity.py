@@ -11,9 +11,8 @@ from service import audit, history, search
 from service.database.columns import utcnow
 from service.database.models import Delivery, DeliveryState, Message, User
 from service.database.writing import transact
-from service.pages.blueprint import ask_for_key, asked, bp, kept, logged_in
+from service.pages.blueprint import ask_for_recent_key, asked, bp, kept, logged_in
 from service.pages.naming import names
-from service.pages.session import is_confirmed
 
 # The pages that hide codes and texts
 REVEALING = ("overview", "messages", "webhooks")
@@ -87,11 +86,10 @@ def reveal(user: User) -> Any:
     wanted = request.form.get("reveal") == "1"
     page = request.form.get("page")
     page = page if page in REVEALING else "overview"
-    if wanted and not is_confirmed():
-        asking = ask_for_key(user, "show codes and texts", reveal="1", page=page)
+    if wanted:
+        asking = ask_for_recent_key(user, "show codes and texts", reveal="1", page=page)
         if asking:
             return asking
-    if wanted:
         transact(audit.record, "codes_revealed", user.id)
     session["reveal"] = wanted
     return redirect(url_for(f"profile.{page}", **kept()))

@@ -14,7 +14,7 @@ from service.database.models import User
 from service.errors import ApiError, InvalidApiKey, NotFound, TooManyTries
 from service.fields import MAX_ROW_ID, Digits, Phone, Query, Text
 from service.logs import event, request_id
-from service.pages.session import check_csrf, confirm, current_user
+from service.pages.session import check_csrf, confirm, current_user, is_confirmed
 
 bp = Blueprint("profile", __name__)
 bp.before_request(check_csrf)
@@ -79,6 +79,11 @@ def ask_for_key(user: User, purpose: str, **form: str) -> Any:
         sentence = "This is not your API key." if e.status == 401 else e.message
         return render_template("confirm.html", error=sentence, **shown), e.status, e.headers
     return None
+
+
+def ask_for_recent_key(user: User, purpose: str, **form: str) -> Any:
+    """The same, but None as well if the key was given a while ago."""
+    return None if is_confirmed() else ask_for_key(user, purpose, **form)
 
 
 def asked() -> dict[str, Any]:

@@ -82,12 +82,7 @@ def _form_page(user: User, form: Mapping[str, Any], error: ApiError | None = Non
 def _countries(user: User) -> list[dict[str, Any]]:
     """The main server's countries by name, each with its `operators`; raises UpstreamError or
     InitBusy."""
-    data = upstream.known_init()
-    if not data:
-        with limits.share("main_server").take(user.id) as has_place:
-            if not has_place:
-                raise InitBusy
-            data = upstream.init()
+    data = upstream.init_in_turn(user.id)
     remember(data)
     operators = sorted(data["operators"], key=lambda row: row["name"].casefold())
     countries = [

@@ -16,8 +16,8 @@ from service.errors import TooManyTries
 from service.keys import Unreadable, new_key, new_secret, seal, sha256, unseal
 from service.logs import event
 from service.numbers.formats import NumberFormat
-from service.pages.blueprint import ask_for_key, asked, bp, logged_in
-from service.pages.session import CONFIRMED_SECONDS, begin, is_confirmed
+from service.pages.blueprint import ask_for_key, ask_for_recent_key, asked, bp, logged_in
+from service.pages.session import CONFIRMED_SECONDS, begin
 from service.webhooks import by_hand, endpoint, guard
 
 EXAMPLES = {
@@ -25,8 +25,6 @@ EXAMPLES = {
     NumberFormat.NATIONAL: "7400849540",
     NumberFormat.REMOVE_PLUS: "447400849540",
 }
-
-
 # What to do about a URL that is refused, by the end of the sentence that says why
 WAYS_OUT = {
     "is not on the public internet": "Ask the operator to allow its network.",
@@ -75,9 +73,9 @@ def edit(user: User) -> Any:
     except guard.ForbiddenUrl as e:
         return _edit_page(user, form, errors={"webhook_url": [_refusal(e)]}), 400
     # Whoever has a copy of the cookie alone must not have the codes sent elsewhere
-    if url != user.webhook_url and not is_confirmed():
-        fields_of_form = {"webhook_url": url or "", "number_format": given["number_format"]}
-        asking = ask_for_key(user, "change the Webhook URL", **fields_of_form)
+    if url != user.webhook_url:
+        again = {"webhook_url": url or "", "number_format": given["number_format"]}
+        asking = ask_for_recent_key(user, "change the Webhook URL", **again)
         if asking:
             return asking
     if transact(_save, user.id, url, given["number_format"]):

@@ -8,9 +8,7 @@ from service.logs import event
 from service.sms import ingestion
 from service.sms.incoming import Sms
 from service.sms.providers import Source
-
-# How far the time of a signature may be from now (Standard Webhooks, "Verifying signatures")
-TOLERANCE_SECONDS = 300
+from service.webhooks.signing import TOLERANCE_SECONDS
 
 
 def refuse_replay(sms: Sms, source: Source) -> None:

@@ -54,10 +54,9 @@ def resume(tx: Transaction, user: User) -> int:
     """Send again to the endpoint of a user of `tx`: close its circuit, and make due what waits for
     that; returns how many deliveries."""
     waiting, now = waits_for_resuming(user), utcnow()
-    is_free = Delivery.leased_until.is_(None) | (Delivery.leased_until <= now)
     set_url(tx, user, user.webhook_url)
     due = {"state": DeliveryState.PENDING, "next_attempt_at": now}
-    return tx.execute(update(Delivery).where(waiting, is_free).values(due)).rowcount
+    return tx.execute(update(Delivery).where(waiting, queue.is_free(now)).values(due)).rowcount
 
 
 def rotate_secret(tx: Transaction, user_id: int, secret: str) -> None:

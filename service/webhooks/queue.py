@@ -99,14 +99,15 @@ def _new_lease(now: datetime) -> dict[str, Any]:
     return {"lease": secrets.token_hex(16), "leased_until": now + lease_time()}
 
 
-def _is_free(now: datetime) -> ColumnElement[bool]:
+def is_free(now: datetime) -> ColumnElement[bool]:
+    """The condition of a delivery that nobody is attempting."""
     return or_(Delivery.leased_until.is_(None), Delivery.leased_until <= now)
 
 
 def is_due(now: datetime) -> ColumnElement[bool]:
     """The condition of a delivery that is due and not leased."""
     is_pending = Delivery.state == DeliveryState.PENDING
-    return is_pending & (Delivery.next_attempt_at <= now) & _is_free(now)
+    return is_pending & (Delivery.next_attempt_at <= now) & is_free(now)
 
 
 def due_count(late: timedelta = timedelta(0)) -> int:
@@ -123,7 +124,7 @@ def claim(
     One conditional UPDATE: of several callers, one wins. `values` are set along with the lease.
     """
     now = utcnow()
-    free = update(Delivery).where(Delivery.id == delivery_id, _is_free(now), *conditions)
+    free = update(Delivery).where(Delivery.id == delivery_id, is_free(now), *conditions)
     if tx.execute(free.values(_new_lease(now) | values)).rowcount != 1:
         return None
     return tx.session.get(Delivery, delivery_id, populate_existing=True)

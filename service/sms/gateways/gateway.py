@@ -12,6 +12,7 @@ from flask import Request
 from service.errors import BadRequest, InvalidSignature
 from service.sms import charsets, forms
 from service.sms.incoming import Sms
+from service.webhooks.signing import unix_seconds
 
 
 class Options(NamedTuple):
@@ -52,9 +53,10 @@ class Gateway(NamedTuple):
 
 def signing_time(text: str) -> float:
     """The Unix seconds in a signed request; raises InvalidSignature."""
-    if not (text.isascii() and text.isdecimal() and len(text) < 12):
+    seconds = unix_seconds(text)
+    if seconds is None:
         raise InvalidSignature
-    return float(text)
+    return seconds
 
 
 def check_signature(request: Request, header: str, signatures: Iterable[str]) -> None:
