@@ -196,7 +196,7 @@ class WebWorker(GeventWorker):
             refuse(client, addr, status, reason, why=type(exc).__name__)
             return
         event("worker_failed", logging.ERROR, exc_info=True)
-        util.write_error(client, 500, "Internal Server Error", "")
+        answer_error(client, 500, "Internal Server Error")
 
     def call_with_whole_body(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
         """The application's answer, once all of the body is here; or 408 or 400."""
@@ -240,6 +240,10 @@ def refuse(client: Any, address: Any, status: int, reason: str, why: str | None 
     """Answer a request that could not be read with an error."""
     ip = address[0] if address else None
     event("request_refused", logging.WARNING, address=ip, status=status, why=why)
+    answer_error(client, status, reason)
+
+
+def answer_error(client: Any, status: int, reason: str) -> None:
     with contextlib.suppress(OSError):  # the client has gone
         util.write_error(client, status, reason, "")
 

@@ -89,7 +89,3 @@ def empty_database_url(request, database_url, tmp_path):
     server.run("CREATE DATABASE fresh")
     yield server.url("fresh")
     server.run("DROP DATABASE fresh")
-
-
-# For what no database has a part in
-on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

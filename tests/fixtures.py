@@ -18,6 +18,8 @@ from service.database.columns import utcnow
 from service.database.engine import db
 from service.database.models import PhoneNumber
 from service.database.writing import transact
+from tests.conftest import SECRET_KEY, SYSTEM_KEY
+from tests.mariadb import free_port
 from tests.peers import serving
 
 ROOT = Path(__file__).parents[1]
@@ -100,6 +102,24 @@ def start(tmp_path):
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+@pytest.fixture
+def serve(start, database_url):
+    """Start the web processes on the test's database; gives (process, base URL).
+
+    Keywords are environment variables.
+    """
+
+    def run(**env):
+        port = free_port()
+        settings = {
+            "DATABASE_URL": database_url, "SECRET_KEY": SECRET_KEY, "SYSTEM_API_KEY": SYSTEM_KEY,
+        }  # fmt: skip
+        command = ("gunicorn", "--bind", f"127.0.0.1:{port}", "wsgi:app")
+        return start(*command, port=port, **settings | env)
+
+    return run
 
 
 SMS = {"phone_number": f"+{NUMBER}", "sms_text": "Your code is 123456"}

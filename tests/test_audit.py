@@ -13,6 +13,7 @@ from service.database.writing import transact
 from tests.conftest import SYSTEM_KEY
 from tests.fixtures import NUMBER
 from tests.forms import logged_in, offered, post
+from tests.peers import sandbox
 
 
 @pytest.fixture
@@ -82,6 +83,34 @@ def test_a_key_that_does_not_confirm_is_told_with_its_user(app, make_user, trail
     for key in ("wrong", other.key):
         assert post(browser, "/profile/key", api_key=key).status_code == 401
     assert trail() == [("user", "confirm_failed", user.id, {})] * 2
+
+
+def test_a_number_that_the_system_key_got_for_a_user_leaves_a_trace(make_app, make_user, trail):
+    user = make_user()
+    with sandbox() as url:
+        client = make_app(MAIN_SERVER_URL=url).test_client()
+        assert client.get(f"/api/get-number/{user.key}?country_id=1").status_code == 200
+        path = f"/api/get-number/{SYSTEM_KEY}?country_id=1&user_id={user.id}"
+        id = client.get(path).json["data"]["id"]
+    assert trail() == [("system key", "number_requested", user.id, {"number_id": id})]
+
+
+def test_a_redelivery_by_command_leaves_a_trace(
+    client, make_user, make_provider, assign, receiver, flask, trail
+):
+    user = make_user(webhook_url=receiver.url)
+    assign(user.id)
+    client.post(make_provider(), json={"to": NUMBER, "text": "code 123456"})
+    flask("webhooks", "redeliver", 1)
+    assert trail() == [("command", "redelivered", user.id, {"delivery_id": 1})]
+
+
+def test_an_address_that_is_none_is_cut_and_costs_no_login(app, flask, make_user):
+    """As a proxy may tell one that is not ours."""
+    user, browser = make_user(), app.test_client()
+    browser.environ_base["REMOTE_ADDR"] = "x" * 300
+    assert post(browser, "/login", api_key=user.key).status_code == 302
+    assert flask("audit", "--json")[0]["address"] == "x" * 64
 
 
 def test_what_the_operator_does(flask, trail):

@@ -511,6 +511,19 @@ def test_a_wait_ends_when_its_user_is_deactivated(app, make_user, assign, sms, w
     assert calls.answers[others] == []
 
 
+def test_a_wait_ends_with_the_key_that_it_came_with(app, make_user, assign, sms, waiters):
+    """Who has the old key gets nothing that came after the new one."""
+    user = make_user()
+    assign(user.id)
+    calls = waiters(app)
+    call = calls.call(user, wait=25)
+    assert calls.settle(call)
+    change(app, User, user.id, key_hash="another")
+    sms("code 123456")
+    calls.join()
+    assert calls.answers[call] == []
+
+
 def test_wait_ends_with_the_empty_list(app, make_user, waiters):
     calls = waiters(app)
     call = calls.call(make_user(), wait=1)

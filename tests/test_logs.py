@@ -10,10 +10,9 @@ from sqlalchemy import text
 from service import logs
 from service.database.engine import db
 from service.keys import seal
-from tests.conftest import SYSTEM_KEY
+from tests.conftest import MAIN, SYSTEM_KEY
+from tests.databases import on_sqlite
 from tests.forms import Clock, post, token
-
-on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
 @pytest.fixture
@@ -241,6 +240,20 @@ def test_a_flood_of_wrong_keys_is_a_line_in_ten_seconds(logged, client, make_use
     for n in range(1500):
         wrong(f"198.51.{n // 250}.{n % 250}")
     assert len(client.application.extensions["refusals"]) <= 1001
+
+
+@on_sqlite
+def test_a_refusal_by_the_main_server_is_not_counted_as_the_callers(
+    logged, client, make_user, requests_mock
+):
+    no = {"status": "error", "message": "Unauthorized"}
+    requests_mock.get(f"{MAIN}/api/init/{SYSTEM_KEY}", status_code=401, json=no)
+    user = make_user()
+    assert client.get(f"/api/init/{user.key}").status_code == 401
+    lines = logged()
+    assert not [line for line in lines if "event=wrong" in line]
+    [line] = [line for line in lines if "event=request " in line]
+    assert 'path="/api/init/***" status=401' in line and f"user_id={user.id}" in line
 
 
 @on_sqlite

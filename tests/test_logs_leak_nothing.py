@@ -14,10 +14,8 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.conftest import SECRET_KEY
 from tests.databases import on_sqlite
 from tests.fixtures import NUMBER
-from tests.mariadb import free_port
 
 MINUTES = float(os.environ.get("LEAK_MINUTES", "0"))
 pytestmark = [pytest.mark.server, on_sqlite, pytest.mark.timeout(120 + 60 * MINUTES)]
@@ -139,21 +137,19 @@ def send(port, request):
             pass
 
 
-def test_what_is_written_holds_nothing_of_what_was_sent(
-    start, tmp_path, database_url, make_user, make_provider
-):
-    secrets, port = Secrets(time.time() if MINUTES else 7), free_port()
+def test_what_is_written_holds_nothing_of_what_was_sent(serve, tmp_path, make_user, make_provider):
+    secrets = Secrets(time.time() if MINUTES else 7)
     system_key = f'sys "key" {"".join(secrets.random.choices(string.ascii_letters, k=24))}'
     user = make_user()
     ingest = [
         make_provider(f, format=f).rpartition("/")[2] for f in ("generic", "kannel", "jasmin")
     ]
     secrets.all |= {system_key, user.key, user.secret, *ingest}
-    start(
-        "gunicorn", "--bind", f"127.0.0.1:{port}", "wsgi:app", port=port, DATABASE_URL=database_url,
-        SECRET_KEY=SECRET_KEY, SYSTEM_API_KEY=system_key, MAIN_SERVER_URL="http://127.0.0.1:1",
-        LOG_LEVEL="DEBUG", WEB_CONCURRENCY="1",
+    _, url = serve(
+        SYSTEM_API_KEY=system_key, MAIN_SERVER_URL="http://127.0.0.1:1", LOG_LEVEL="DEBUG",
+        WEB_CONCURRENCY="1",
     )  # fmt: skip
+    port = int(url.rpartition(":")[2])
     keys = [user.key, quote(system_key, safe=""), *ingest]
     sent, until = 0, time.monotonic() + 60 * MINUTES
     while sent < REQUESTS or time.monotonic() < until:

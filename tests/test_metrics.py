@@ -1,6 +1,8 @@
 """GET /metrics: what is counted, from whose calls, and who may read it."""
 
+import os
 import re
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -11,10 +13,9 @@ import requests
 from service import limits, metrics
 from service.database.columns import utcnow
 from service.database.models import Delivery, PhoneNumber, User
-from tests.conftest import SECRET_KEY, SYSTEM_KEY
+from tests.conftest import SYSTEM_KEY
 from tests.databases import on_sqlite
 from tests.fixtures import NUMBER
-from tests.mariadb import free_port
 from tests.peers import sandbox, until
 from tests.records import change
 
@@ -115,15 +116,11 @@ def test_without_a_token_nobody_from_elsewhere_reads_them(client):
 
 @pytest.mark.server
 @on_sqlite
-def test_several_processes_count_together(start, tmp_path, database_url, make_user):
+def test_several_processes_count_together(serve, make_user):
     """Whichever is asked; what it holds now each tells of itself."""
-    user, port = make_user(), free_port()
+    user = make_user()
     with sandbox() as main_server:
-        _, url = start(
-            "gunicorn", "--bind", f"127.0.0.1:{port}", "wsgi:app", port=port,
-            DATABASE_URL=database_url, SECRET_KEY=SECRET_KEY, SYSTEM_API_KEY=SYSTEM_KEY,
-            MAIN_SERVER_URL=main_server, WEB_CONCURRENCY="2",
-        )  # fmt: skip
+        _, url = serve(MAIN_SERVER_URL=main_server, WEB_CONCURRENCY="2")
 
         def get_number(_):
             path = f"{url}/api/get-number/{user.key}?country_id=1"
@@ -141,3 +138,8 @@ def test_several_processes_count_together(start, tmp_path, database_url, make_us
         name = 'otp_main_server_calls_total{endpoint="get-number",result="200"}'
         for _ in range(8):
             assert figures(shown())[name] == 40
+        # Of a process that has ended, what it was doing is no longer shown, but what it has done is
+        [dead, _] = sorted(processes())
+        os.kill(int(dead), signal.SIGKILL)
+        until(lambda: len(processes() - {dead}) == 2 and dead not in processes())
+        assert figures(shown())[name] == 40

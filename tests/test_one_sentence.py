@@ -90,12 +90,8 @@ TOLD = 'event=misconfigured problem="SYSTEM_API_KEY has fewer than 16 characters
 
 
 @on_sqlite
-def test_the_first_web_process_tells_what_is_misconfigured(start, tmp_path, database_url):
-    port = free_port()
-    start(
-        "gunicorn", "--bind", f"127.0.0.1:{port}", "wsgi:app", port=port, DATABASE_URL=database_url,
-        SECRET_KEY="x" * 32, WEB_CONCURRENCY="3", **SHORT,
-    )  # fmt: skip
+def test_the_first_web_process_tells_what_is_misconfigured(serve, tmp_path):
+    serve(WEB_CONCURRENCY="3", **SHORT)
     until(lambda: TOLD in (tmp_path / "log").read_text())
     assert (tmp_path / "log").read_text().count(TOLD) == 1
 

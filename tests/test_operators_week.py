@@ -21,7 +21,6 @@ from service.database.models import (
 from service.database.writing import transact
 from service.sandbox import create_sandbox
 from tests.conftest import SYSTEM_KEY
-from tests.mariadb import free_port
 from tests.peers import serving, until
 from tests.records import totals
 
@@ -67,7 +66,7 @@ class Load:
 
 
 @pytest.fixture
-def week(start, database_url, make_app, flask):
+def week(serve, make_app, flask):
     """(the service's base URL, `run(…)` of a command, what a receiver got, its URL, an app); of the
     two keys, the new one with the old one as its fallback."""
     receiver, got = Flask("receiver"), []
@@ -78,17 +77,13 @@ def week(start, database_url, make_app, flask):
         return "", 204
 
     with serving(create_sandbox(SYSTEM_KEY)) as main_server, serving(receiver) as hooks:
-        env = {
-            "DATABASE_URL": database_url, "SYSTEM_API_KEY": SYSTEM_KEY, "SECRET_KEY": NEW,
-            "SECRET_KEY_FALLBACKS": OLD,
-            "MAIN_SERVER_URL": main_server, "WEBHOOK_REQUIRE_HTTPS": "0",
-            "WEBHOOK_ALLOWED_NETWORKS": "127.0.0.0/8", "WEB_CONCURRENCY": "2",
-        }  # fmt: skip
-        port = free_port()
-        _, url = start("gunicorn", "--bind", f"127.0.0.1:{port}", "wsgi:app", port=port, **env)
+        keys = {"SECRET_KEY": NEW, "SECRET_KEY_FALLBACKS": OLD}
+        _, url = serve(
+            MAIN_SERVER_URL=main_server, WEBHOOK_REQUIRE_HTTPS="0",
+            WEBHOOK_ALLOWED_NETWORKS="127.0.0.0/8", WEB_CONCURRENCY="2", **keys,
+        )  # fmt: skip
 
         def run(*args, **changed):
-            keys = {"SECRET_KEY": NEW, "SECRET_KEY_FALLBACKS": OLD}
             commands = make_app(**keys | changed).test_cli_runner()
             return flask(*args, "--json", runner=commands)
 

@@ -24,9 +24,6 @@ from tests.conftest import SYSTEM_KEY
 from tests.fixtures import ROOT
 from tests.peers import HEAD, NO_STATUS, SLOW, body_drip, header_drip, raw_server, silence
 
-# For what does not depend on the database's engine
-on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-
 
 @pytest.fixture
 def session():

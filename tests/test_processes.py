@@ -53,27 +53,29 @@ def test_what_gateways_send_in_the_query_is_not_logged(
     assert "918273" not in log and "Geheim" not in log and "447400849540" not in log
 
 
-def gunicorn(start, main_server, database_url, **env):
-    port = free_port()
-    return start(
-        "gunicorn", "--bind", f"127.0.0.1:{port}", "wsgi:app", port=port,
-        DATABASE_URL=database_url, MAIN_SERVER_URL=main_server, SYSTEM_API_KEY=SYSTEM_KEY,
-        SECRET_KEY=SECRET_KEY, WEBHOOK_REQUIRE_HTTPS="0", WEBHOOK_ALLOWED_NETWORKS="127.0.0.0/8",
-        **({"WEB_CONCURRENCY": "2", "LOG_LEVEL": "DEBUG"} | env),
-    )  # fmt: skip
+@pytest.fixture
+def gunicorn(serve):
+    """Start it with two processes, at DEBUG, before a main server."""
+
+    def run(main_server, **env):
+        return serve(
+            MAIN_SERVER_URL=main_server, WEBHOOK_REQUIRE_HTTPS="0",
+            WEBHOOK_ALLOWED_NETWORKS="127.0.0.0/8",
+            **{"WEB_CONCURRENCY": "2", "LOG_LEVEL": "DEBUG"} | env,
+        )  # fmt: skip
+
+    return run
 
 
 @on_sqlite
-def test_no_key_code_or_text_is_logged_end_to_end(
-    start, make_user, make_provider, tmp_path, database_url
-):
+def test_no_key_code_or_text_is_logged_end_to_end(gunicorn, make_user, make_provider, tmp_path):
     receiver = Flask("receiver")
     receiver.add_url_rule("/hook", "hook", lambda: "", methods=["POST"])
     sandbox_app = create_sandbox(SYSTEM_KEY)
     with serving(sandbox_app) as main_server, serving(receiver) as hook:
         user = make_user(webhook_url=f"{hook}/hook")
         ingest = make_provider()
-        _, url = gunicorn(start, main_server, database_url)
+        _, url = gunicorn(main_server)
         sandbox_app.config["DELIVER_TO"] = f"{url}/api/ingest/{SYSTEM_KEY}"
 
         requests.get(f"{url}/api/init/{user.key}", timeout=30)
@@ -109,11 +111,11 @@ def test_no_key_code_or_text_is_logged_end_to_end(
 
 
 @on_sqlite
-def test_sigterm_under_load_drops_no_request(start, make_user, database_url):
+def test_sigterm_under_load_drops_no_request(gunicorn, make_user):
     """Every request that was sent before or during the stop is answered, or was never taken."""
     with serving(create_sandbox(SYSTEM_KEY, delay=0.5)) as main_server:
         user = make_user()
-        process, url = gunicorn(start, main_server, database_url)
+        process, url = gunicorn(main_server)
         path = f"{url}/api/get-number/{user.key}?country_id=2&operator_id=9002"
         statuses, dropped, stopping = [], [], threading.Event()
 
@@ -143,9 +145,7 @@ def test_sigterm_under_load_drops_no_request(start, make_user, database_url):
 
 
 @on_sqlite
-def test_sigterm_answers_who_waits_to_be_accepted_and_refuses_who_comes_later(
-    start, make_user, database_url
-):
+def test_sigterm_answers_who_waits_to_be_accepted_and_refuses_who_comes_later(gunicorn, make_user):
     """One call is with the main server when the stop comes, and five have not been accepted:
     the process is suspended, so that they wait in the queue of its listening socket.
     """
@@ -162,7 +162,7 @@ def test_sigterm_answers_who_waits_to_be_accepted_and_refuses_who_comes_later(
     with contextlib.ExitStack() as stack:
         behind = stack.enter_context(serving(main_server))
         stack.callback(go_on.set)
-        process, url = gunicorn(start, behind, database_url, WEB_CONCURRENCY="1")
+        process, url = gunicorn(behind, WEB_CONCURRENCY="1")
         address = ("127.0.0.1", int(url.rpartition(":")[2]))
         path = f"/api/get-number/{make_user().key}?country_id=2"
         request = f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
@@ -240,20 +240,18 @@ def test_the_limit_on_files_is_raised_where_it_may_be(soft, hard, connections, r
 
 
 @on_sqlite
-def test_a_long_sms_in_the_query_is_taken(start, make_provider, database_url):
+def test_a_long_sms_in_the_query_is_taken(gunicorn, make_provider):
     """1,000 characters of UCS-2 are 6 kB there; gunicorn's own limit is 4 kB."""
-    _, url = gunicorn(start, "http://127.0.0.1:1", database_url)
+    _, url = gunicorn("http://127.0.0.1:1")
     query = {"to": NUMBER, "text": "رمز " * 250, "id": "1"}
     path = make_provider("kannel", format="kannel")
     assert requests.get(f"{url}{path}", params=query, timeout=30).status_code == 200
 
 
 @on_sqlite
-def test_what_gunicorn_does_not_understand_is_not_logged(
-    start, make_provider, tmp_path, database_url
-):
+def test_what_gunicorn_does_not_understand_is_not_logged(gunicorn, make_provider, tmp_path):
     """It quotes a request line with spaces in it, a strange header, a request that breaks off."""
-    _, url = gunicorn(start, "http://127.0.0.1:1", database_url)
+    _, url = gunicorn("http://127.0.0.1:1")
     path, port = make_provider("kannel", format="kannel"), int(url.rpartition(":")[2])
     for request in (
         f"GET {path}?to={NUMBER}&text=Geheim code 918273 HTTP/1.1\r\n\r\n",

@@ -12,10 +12,9 @@ from service.database.engine import db
 from service.database.models import Message, Operator, PhoneNumber
 from service.database.writing import transact
 from tests.conftest import MAIN, SYSTEM_KEY
+from tests.databases import on_sqlite
 from tests.fixtures import NUMBER
 
-# For what does not depend on the database's engine
-on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 BIGGEST = 2**31 - 1
 
 

@@ -12,10 +12,12 @@ import threading
 import pytest
 import requests
 from flask import Flask, request
+from gunicorn.http import errors
 
 from service.database.engine import db
 from service.database.models import Message
 from service.sandbox import create_sandbox
+from service.web_worker import WebWorker
 from tests import kannel
 from tests.conftest import SECRET_KEY, SYSTEM_KEY
 from tests.databases import on_sqlite, skip_or_fail
@@ -275,6 +277,29 @@ def test_a_body_that_is_too_long_is_refused_unread(gunicorn, connect, make_provi
     sock = connect(url, head(make_provider(), "Content-Length: 100000000"))
     status, _, body = answer(sock)
     assert (status[:3], json.loads(body)["status"]) == ("413", "error")
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (errors.InvalidRequestLine("Geheim"), b"400"),
+        (errors.LimitRequestLine(8000, 4000), b"414"),
+        (errors.InvalidResponseHeader("Geheim"), b"500"),
+        (ZeroDivisionError("Geheim"), b"500"),
+    ],
+)
+def test_what_no_application_has_seen_is_answered_by_whose_fault_it_is(
+    error, status, caplog, database_url
+):
+    """And told by its kind alone."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        try:
+            raise error
+        except Exception as e:
+            WebWorker.handle_error(None, None, ours, ("127.0.0.1", 1), e)
+        assert theirs.recv(4096).split()[1] == status
+    assert "Geheim" not in "".join(caplog.messages)
 
 
 FORGED = b"SCRIPT_NAME: /public\r\nPATH_INFO: /healthz\r\nREMOTE_USER: ann\r\n"

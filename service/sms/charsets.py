@@ -20,8 +20,8 @@ _NAMES = {
     "ucs2": "utf-16-be",
     "utf16-be": "utf-16-be",
 }
-# Encodings of text, not charsets; decoding one of them takes quadratic time
-# ... and one in which quotes can be hidden in words: it is not signed with the bytes
+# Encodings of text, not charsets: decoding one of them takes quadratic time. And UTF-7, in which
+# quotes can be hidden in words, while the bytes are signed without the charset
 _NO_CHARSETS = {"utf-7", "punycode", "idna", "unicode-escape", "raw-unicode-escape"}
 # What programs call by one of these names is Windows-1252 (WHATWG Encoding, 4.2)
 _WESTERN = {"iso8859-1", "cp1252"}

@@ -11,12 +11,10 @@ from flask import Flask, request
 
 from service.sandbox import create_sandbox
 from tests.conftest import MAIN, SYSTEM_KEY
+from tests.databases import on_sqlite
 from tests.meanwhile import in_background, statements
 from tests.peers import serving
 from tests.world import Held
-
-# For what does not depend on the database's engine
-on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 URL = f"{MAIN}/api/init/{SYSTEM_KEY}"
 DATA = {

@@ -5,10 +5,8 @@ import subprocess
 
 from openapi_spec_validator import validate
 
-from tests.conftest import SECRET_KEY, SYSTEM_KEY
 from tests.databases import on_sqlite
 from tests.fixtures import BIN
-from tests.mariadb import free_port
 from tests.peers import sandbox
 
 
@@ -35,13 +33,10 @@ def test_every_call_of_the_api_is_described_and_no_other(app, client):
         assert {method.upper() for method in methods} <= taken[path], path
 
 
-def test_schemathesis_finds_nothing(
-    start, tmp_path, database_url, make_user, make_provider, assign
-):
+def test_schemathesis_finds_nothing(serve, tmp_path, make_user, make_provider, assign):
     """Hundreds of calls, good and bad, made up from the document, against gunicorn."""
     user, ingest = make_user(), make_provider()
     assign(user.id)
-    port = free_port()
     config = tmp_path / "schemathesis.toml"
     config.write_text(f"""
         [parameters]
@@ -65,11 +60,7 @@ def test_schemathesis_finds_nothing(
         bearer = "{user.key}"
     """)
     with sandbox() as main_server:
-        _, url = start(
-            "gunicorn", "--bind", f"127.0.0.1:{port}", "wsgi:app", port=port,
-            DATABASE_URL=database_url, MAIN_SERVER_URL=main_server, SYSTEM_API_KEY=SYSTEM_KEY,
-            SECRET_KEY=SECRET_KEY, WEB_CONCURRENCY="1",
-        )  # fmt: skip
+        _, url = serve(MAIN_SERVER_URL=main_server, WEB_CONCURRENCY="1")
         done = subprocess.run(
             [
                 BIN / "schemathesis", "--config-file", config, "run", f"{url}/openapi.json",

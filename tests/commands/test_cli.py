@@ -30,13 +30,11 @@ from service.database.models import (
 )
 from service.database.writing import transact
 from tests.conftest import SYSTEM_KEY
-from tests.databases import on_mariadb
+from tests.databases import on_mariadb, on_sqlite
 from tests.fixtures import BIN, NUMBER, ROOT
 from tests.mariadb import free_port
 from tests.peers import raw_server, sandbox
 from tests.records import change
-
-on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
 @on_sqlite

@@ -5,6 +5,7 @@ from datetime import timedelta
 import pytest
 
 from service.database.columns import utcnow
+from service.database.engine import db
 from service.database.models import Message, PhoneNumber, SystemSummary, UserSummary
 from service.database.writing import transact
 from tests.fixtures import NUMBER
@@ -158,6 +159,8 @@ def test_of_an_unknown_number_may_be_found_that_there_was_none(app, flask, make_
     for _ in range(2):
         assert flask("numbers", "resolve", id, "--none", "--json")["state"] == "refused"
     assert totals(app, UserSummary, "numbers") == (0,)
+    with app.app_context():  # a repeat of that call asks for another number
+        assert db.session.get(PhoneNumber, id).idempotency_hash is None
     assert len([e for e in flask("audit", "--json") if e["action"] == "number_resolved"]) == 1
     assert "is refused" in flask("numbers", "resolve", id, NUMBER, exit_code=2)
 
@@ -216,9 +219,13 @@ def test_a_code_that_was_not_found_then_is_found_now(app, flask, make_user, assi
     user = make_user(webhook_url=receiver.url)
     id = sms()["id"]
     change(app, Message, id, otp_code=None, otp_rule=None)
+    with app.app_context():
+        transact(lambda tx: tx.count(None, utcnow(), otps=-1))
     assign(user.id)
     assert flask("messages", "assign", id, user.id, "--json")["has_code"]
     assert b"123456" in receiver.received[0][1]
+    for model in (UserSummary, SystemSummary):
+        assert totals(app, model, "sms", "otps") == (1, 1)
 
 
 def test_an_sms_is_not_given_to_who_never_held_its_number(app, flask, make_user, assign, sms):

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sqlite3
+import sys
 import threading
 from datetime import timedelta
 from pathlib import Path
@@ -21,12 +22,13 @@ from service.database.models import (
     Chore,
     Delivery,
     Message,
+    PhoneNumber,
     Provider,
     User,
 )
 from service.database.writing import transact
 from service.keys import unseal
-from tests.conftest import SYSTEM_KEY
+from tests.conftest import SECRET_KEY, SYSTEM_KEY
 from tests.databases import on_sqlite
 from tests.fixtures import NUMBER
 from tests.forms import logged_in, post
@@ -72,6 +74,23 @@ def test_secret_key_is_changed_without_an_outage(make_app, receiver, flask):
     with old.app_context():
         assert len([*checks.sealed_secrets()]) == 2
     assert browser(alone).get("/profile").status_code == 302
+
+
+def test_a_secret_that_is_rotated_meanwhile_stays_the_new_one(
+    make_app, make_user, flask, monkeypatch
+):
+    """Resealing has read the old one by then."""
+    user, app = make_user(), make_app(SECRET_KEY=NEW, SECRET_KEY_FALLBACKS=SECRET_KEY)
+
+    def rotate_and(work, *args, **kwargs):
+        monkeypatch.undo()
+        change(app, User, user.id, webhook_secret="the new one")
+        return transact(work, *args, **kwargs)
+
+    monkeypatch.setattr(sys.modules["service.commands.secrets"], "transact", rotate_and)
+    flask("secrets", "reseal", runner=app.test_cli_runner())
+    with app.app_context():
+        assert db.session.get(User, user.id).webhook_secret == "the new one"
 
 
 @on_sqlite
@@ -121,6 +140,7 @@ def count(app, model, condition=True):
 
 def test_a_removed_user_is_forgotten_but_for_history_and_counts(app, client, flask, busy):
     browser = logged_in(app, busy.ann.key)
+    change(app, PhoneNumber, 1, idempotency_hash="h")
     result = app.test_cli_runner().invoke(args=["users", "remove", "1"], input="n\n")
     assert result.exit_code == 1
     assert "1 attempts, 1 deliveries, 1 messages" in result.output
@@ -133,6 +153,7 @@ def test_a_removed_user_is_forgotten_but_for_history_and_counts(app, client, fla
     with app.app_context():
         row = db.session.get(User, 1)
         assert (row.name, row.webhook_url, row.webhook_secret) == ("removed", None, "")
+        assert db.session.get(PhoneNumber, 1).idempotency_hash is None
     [holder] = flask("numbers", "holder", "12025550120", "--json")
     assert (holder["user"], holder["name"], holder["messages"]) == (1, "removed", [])
     users = flask("summary", "--json")["users"]
@@ -147,6 +168,22 @@ def test_a_removed_user_is_forgotten_but_for_history_and_counts(app, client, fla
     assert "Ann" not in json.dumps(flask("audit", "--json"))
     with app.app_context():
         assert [*checks.sealed_secrets()] == []
+
+
+@on_sqlite
+@pytest.mark.parametrize("command", ["users remove 1 --yes", "purge"])
+def test_what_is_deleted_stands_in_no_file_any_more(app, flask, busy, command):
+    """Nor in the write-ahead log, while another process has the database open."""
+    change(app, Message, 1, created_at=utcnow() - timedelta(days=31), sms_text="Geheim 493817")
+    change(app, Delivery, 1, created_at=utcnow() - timedelta(days=31), body=b"Geheim")
+    with app.app_context():
+        file = Path(db.engine.url.database)
+    other = sqlite3.connect(file)
+    other.execute("SELECT count(*) FROM users").fetchone()
+    assert b"Geheim" in file.read_bytes() + Path(f"{file}-wal").read_bytes()
+    flask(*command.split(), "--json")
+    assert b"Geheim" not in file.read_bytes() + Path(f"{file}-wal").read_bytes()
+    other.close()
 
 
 def test_a_removal_that_was_stopped_goes_on(app, flask, busy, monkeypatch):
@@ -264,6 +301,9 @@ def test_a_backup_brings_what_was_pending_back_to_work(
     told = flask("backup", file, "--json")
     assert told == {"file": str(file), "bytes": file.stat().st_size}
     assert oct(file.stat().st_mode) == "0o100600"
+    copy = sqlite3.connect(file)
+    assert copy.execute("PRAGMA journal_mode").fetchone() == ("delete",)  # a file of its own
+    copy.close()
     with app.app_context():
         for model in (Attempt, Delivery, Message):
             transact(lambda tx, model=model: tx.execute(delete(model)))

@@ -32,7 +32,7 @@ from tests.conftest import SECRET_KEY, SYSTEM_KEY
 from tests.databases import on_mariadb, on_sqlite, skip_or_fail
 from tests.fixtures import BIN, ROOT
 from tests.forms import offered, post, token
-from tests.mariadb import MariaDB, free_port, missing
+from tests.mariadb import MariaDB, missing
 from tests.meanwhile import answer, in_threads
 from tests.peers import raw_server, sandbox, serving, until
 
@@ -761,16 +761,11 @@ def test_release_processes_at_once_do_no_harm(make_app, empty_database_url):
 # --- several processes --------------------------------------------------------------------
 
 
-def test_two_processes_of_eight_threads_lose_nothing(start, make_user, app, tmp_path, database_url):
+def test_two_processes_of_eight_threads_lose_nothing(serve, make_user, app, tmp_path):
     """No "database is locked", no lost update, under 2 processes of 8 threads each."""
     users, statuses = [make_user() for _ in range(4)], []
     with sandbox() as main_server:
-        port = free_port()
-        _, url = start(
-            "gunicorn", "--bind", f"127.0.0.1:{port}", "wsgi:app", port=port,
-            DATABASE_URL=database_url, MAIN_SERVER_URL=main_server, SYSTEM_API_KEY=SYSTEM_KEY,
-            SECRET_KEY=SECRET_KEY, WEB_CONCURRENCY="2",
-        )  # fmt: skip
+        _, url = serve(MAIN_SERVER_URL=main_server, WEB_CONCURRENCY="2")
 
         def call(i):
             path = f"{url}/api/get-number/{users[i % 4].key}?country_id={i + 1}"

@@ -20,13 +20,11 @@ from service.database.models import Operator, PhoneNumber, SystemSummary, User, 
 from service.database.writing import transact
 from service.keys import sha256
 from tests.conftest import MAIN, SYSTEM_KEY
-from tests.databases import on_mariadb
+from tests.databases import on_mariadb, on_sqlite
 from tests.meanwhile import answer, in_background, in_threads, statements
 from tests.peers import raw_server, sandbox, serving
 from tests.world import Held
 
-# For what does not depend on the database's engine
-on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 KEYED = {"Idempotency-Key": "k"}
 URL = f"{MAIN}/api/get-number/{SYSTEM_KEY}"
 INIT_URL = f"{MAIN}/api/init/{SYSTEM_KEY}"

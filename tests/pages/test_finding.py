@@ -18,15 +18,10 @@ NOON = datetime(2026, 3, 10, 12, tzinfo=UTC)
 
 
 @pytest.fixture
-def user(make_user):
-    return make_user()
-
-
-@pytest.fixture
-def browser(app, user):
-    client = logged_in(app, user.key)
-    post(client, "/profile/reveal", reveal="1")
-    return client
+def browser(browser):
+    """It shows codes and texts."""
+    post(browser, "/profile/reveal", reveal="1")
+    return browser
 
 
 @pytest.fixture

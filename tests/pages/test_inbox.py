@@ -14,7 +14,7 @@ from service.limits import share
 from tests.conftest import MAIN, SYSTEM_KEY
 from tests.databases import on_sqlite
 from tests.fixtures import NUMBER
-from tests.forms import change, logged_in, post
+from tests.forms import change, post
 from tests.meanwhile import in_background, listening
 from tests.peers import until
 
@@ -29,16 +29,6 @@ INIT = {
         {"id": 102, "name": "Alpha <Mobile>", "country_id": 1},
     ],
 }
-
-
-@pytest.fixture
-def user(make_user):
-    return make_user()
-
-
-@pytest.fixture
-def browser(app, user):
-    return logged_in(app, user.key)
 
 
 @pytest.fixture

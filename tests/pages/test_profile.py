@@ -16,32 +16,13 @@ from service.database.models import Attempt, Delivery, PhoneNumber, User, UserSu
 from service.database.writing import transact
 from service.keys import unseal
 from service.limits import share
+from tests.databases import on_sqlite
 from tests.fixtures import NUMBER
-from tests.forms import Clock, change, logged_in, offered, post, token
+from tests.forms import change, logged_in, offered, post, token
 from tests.peers import raw_server
 
 SCRIPT = '<script src="/static/site.js" defer></script>'
 HOSTILE = "<script>alert(1)</script> code 123456 \u202e <img src=x onerror=alert(2)>"
-
-
-@pytest.fixture
-def user(make_user):
-    return make_user()
-
-
-@pytest.fixture
-def browser(app, user):
-    """A client that is logged in."""
-    return logged_in(app, user.key)
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    return Clock(monkeypatch)
-
-
-# Where nothing of it is the database's, one engine is enough
-on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
 def when_called(receiver, do):

@@ -16,29 +16,9 @@ from service.keys import sha256
 from service.limits import Throttle
 from service.pages.session import LIFETIME
 from tests.conftest import SYSTEM_KEY
+from tests.databases import on_sqlite
 from tests.fixtures import NUMBER
-from tests.forms import Clock, change, logged_in, offered, post, token
-from tests.mariadb import free_port
-
-# Sessions are in the cookie, and what is counted is in the process: one engine is enough
-on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-
-
-@pytest.fixture
-def user(make_user):
-    return make_user()
-
-
-@pytest.fixture
-def browser(app, user):
-    """A client that is logged in."""
-    return logged_in(app, user.key)
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    return Clock(monkeypatch)
-
+from tests.forms import change, logged_in, offered, post, token
 
 # --- logging in and out -------------------------------------------------------------------
 
@@ -484,13 +464,10 @@ def test_a_throttle_keeps_ten_thousand_names_and_forgets_those_taken_longest_ago
 # --- SECRET_KEY ---------------------------------------------------------------------------
 
 
-def test_without_a_secret_key_every_process_signs_alike(start, make_user, database_url):
+def test_without_a_secret_key_every_process_signs_alike(serve, make_user):
     """The default is kept in instance/: sessions outlive the process that made them."""
-    user, port = make_user(), free_port()
-    _, url = start(
-        "gunicorn", "--bind", f"127.0.0.1:{port}", "wsgi:app", port=port,
-        DATABASE_URL=database_url, SECRET_KEY="", WEB_CONCURRENCY="3",
-    )  # fmt: skip
+    user = make_user()
+    _, url = serve(SECRET_KEY="", WEB_CONCURRENCY="3")
     with requests.Session() as browser:
         page = browser.get(f"{url}/login", timeout=30).text
         form = {"csrf_token": re.search(r'csrf_token" value="([^"]+)"', page)[1]}

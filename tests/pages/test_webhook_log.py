@@ -11,19 +11,15 @@ from service.database.columns import utcnow
 from service.database.engine import db
 from service.database.models import Attempt, Delivery, Message
 from service.database.writing import transact
+from tests import records
 from tests.databases import on_sqlite
 from tests.fixtures import NUMBER
-from tests.forms import change, logged_in, post
+from tests.forms import change, post
 
 
 @pytest.fixture
 def user(make_user, receiver):
     return make_user(webhook_url=receiver.url)
-
-
-@pytest.fixture
-def browser(app, user):
-    return logged_in(app, user.key)
 
 
 @pytest.fixture
@@ -156,3 +152,13 @@ def test_a_paused_endpoint_has_one_button_which_sends_what_waits(
     flask("webhooks", "deliver", "--threads", 1)
     assert states(app) == ["delivered", "delivered", "pending", "dead", "delivered", "delivered"]
     assert len(receiver.received) == 3
+
+
+def test_what_is_being_tried_just_now_is_not_resumed(app, browser, deliver):
+    """Its outcome would be written over what resuming had made of it."""
+    held, free = deliver("dead", "disabled"), deliver("dead", "disabled")
+    lease = {"lease": "another", "leased_until": utcnow() + timedelta(minutes=1)}
+    records.change(app, Delivery, held, **lease)
+    post(browser, "/profile/webhooks/enable")
+    with app.app_context():
+        assert [db.session.get(Delivery, id).state for id in (held, free)] == ["dead", "pending"]

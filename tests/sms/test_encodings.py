@@ -92,7 +92,9 @@ def test_a_query_and_other_ways_to_declare_a_charset(sent, charset, text, kind):
         ("رمز 493817".encode("utf-16"), "رمز 493817"),
     ],
 )
-@pytest.mark.parametrize("mime", [FORM, f"{FORM}; charset=klingon", f"{FORM}; charset=base64"])
+@pytest.mark.parametrize(
+    "mime", [FORM, f"{FORM}; charset=klingon", f"{FORM}; charset=base64", f"{FORM}; charset=utf-7"]
+)
 def test_a_form_that_declares_no_charset_that_there_is(sent, data, text, mime):
     assert sent(data=form_of(data), content_type=mime) == (text, "493817")
 

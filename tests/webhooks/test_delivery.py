@@ -22,14 +22,12 @@ from service.database.engine import db
 from service.database.models import Attempt, Message, User, UserSummary
 from service.keys import Unreadable, seal, unseal
 from service.sms.gateways import FORMATS
+from tests.databases import on_sqlite
 from tests.fixtures import SMS
 from tests.peers import NO_BODY, NO_STATUS, raw_server, redirect_drip
 from tests.world import PATIENCE, holding, new_world, receiving, refusing, wait_for
 
 world = pytest.fixture(new_world, name="world")
-
-# What no database has a part in runs on one
-on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 RETRY_SECONDS = (5, 15, 45, 120, 300, 900, 3600, 21600, 86400)
 MINUTE = timedelta(minutes=1)

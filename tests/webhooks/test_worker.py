@@ -18,7 +18,6 @@ from service.webhooks import worker
 from tests.conftest import SECRET_KEY
 from tests.databases import on_mariadb
 from tests.fixtures import BIN, ROOT, SMS
-from tests.mariadb import free_port
 from tests.peers import raw_server
 from tests.world import (
     PATIENCE,
@@ -209,7 +208,7 @@ def test_a_crash_between_commit_and_try_leaves_a_lease_that_runs_out(world):
     assert world.work() == ["delivered"]
 
 
-def test_kill_9_during_the_try_loses_nothing(start, world, database_url):
+def test_kill_9_during_the_try_loses_nothing(serve, world):
     """The web process dies while the receiver is being called; a worker delivers later."""
     called = threading.Event()
 
@@ -220,10 +219,7 @@ def test_kill_9_during_the_try_loses_nothing(start, world, database_url):
 
     with raw_server(silence) as url:
         world.change(User, webhook_url=url)
-        port = free_port()
-        process, base = start(
-            "gunicorn", "--bind", f"127.0.0.1:{port}", "wsgi:app", port=port,
-            DATABASE_URL=database_url, SECRET_KEY=SECRET_KEY,
+        process, base = serve(
             WEBHOOK_REQUIRE_HTTPS="0", WEBHOOK_ALLOWED_NETWORKS="127.0.0.0/8",
             WEBHOOK_TIMEOUT=str(PATIENCE), WEB_CONCURRENCY="1",
         )  # fmt: skip
