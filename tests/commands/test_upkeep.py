@@ -28,7 +28,7 @@ from service.database.models import (
 )
 from service.database.writing import transact
 from service.keys import unseal
-from tests.conftest import SECRET_KEY, SYSTEM_KEY
+from tests.conftest import SYSTEM_KEY
 from tests.databases import on_sqlite
 from tests.fixtures import NUMBER
 from tests.forms import logged_in, post
@@ -76,21 +76,20 @@ def test_secret_key_is_changed_without_an_outage(make_app, receiver, flask):
     assert browser(alone).get("/profile").status_code == 302
 
 
-def test_a_secret_that_is_rotated_meanwhile_stays_the_new_one(
-    make_app, make_user, flask, monkeypatch
-):
+def test_a_secret_that_is_rotated_meanwhile_stays_the_new_one(make_app, flask, monkeypatch):
     """Resealing has read the old one by then."""
-    user, app = make_user(), make_app(SECRET_KEY=NEW, SECRET_KEY_FALLBACKS=SECRET_KEY)
+    old, app = make_app(SECRET_KEY=OLD), make_app(SECRET_KEY=NEW, SECRET_KEY_FALLBACKS=OLD)
+    id = flask("users", "add", "Ann", "--json", runner=old.test_cli_runner())["id"]
 
     def rotate_and(work, *args, **kwargs):
         monkeypatch.undo()
-        change(app, User, user.id, webhook_secret="the new one")
+        change(app, User, id, webhook_secret="the new one")
         return transact(work, *args, **kwargs)
 
     monkeypatch.setattr(sys.modules["service.commands.secrets"], "transact", rotate_and)
     flask("secrets", "reseal", runner=app.test_cli_runner())
     with app.app_context():
-        assert db.session.get(User, user.id).webhook_secret == "the new one"
+        assert db.session.get(User, id).webhook_secret == "the new one"
 
 
 @on_sqlite
