@@ -1,5 +1,5 @@
 # make run: set-up and the demo; make demo-data: the demo with a month of history;
-# make check: what needs no server, under a minute; make test: all tests;
+# make check: what needs no server, in two minutes; make test: all tests;
 # make torture: 100 kills a database; make bench: how far from the floor (ARGS='--quick ingest');
 # make lock: new exact versions of requirements*.in; make outdated: pins that are yanked or old
 PYTHON ?= python3
