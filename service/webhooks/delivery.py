@@ -148,7 +148,7 @@ def _put_off(user: User, trigger: Trigger, has_place: bool, has_slot: bool) -> P
         return PutOff(Reason.BUSY, now)  # the worker takes it
     if not open_until or not trigger.heeds_circuit:
         return None
-    if open_until > now or not transact(endpoint.claim_probe, user, now):
+    if open_until > now or not transact(endpoint.claim_probe, user.id, open_until, now):
         return PutOff(Reason.CIRCUIT_OPEN, max(open_until, soon))
     return None
 

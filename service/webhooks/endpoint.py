@@ -77,10 +77,10 @@ def signing_secrets(user: User) -> Iterator[str]:
             yield unseal(user.webhook_old_secret)
 
 
-def claim_probe(tx: Transaction, user: User, now: datetime) -> bool:
-    """Whether this caller may probe the half-open circuit: one of several concurrent callers wins,
-    and the circuit stays open for the others."""
-    as_seen = (User.id == user.id) & (User.webhook_open_until == user.webhook_open_until)
+def claim_probe(tx: Transaction, user_id: int, seen: datetime, now: datetime) -> bool:
+    """Whether this caller, who has `seen` until when the circuit was open, may probe it: one of
+    several concurrent callers wins, and the circuit stays open for the others."""
+    as_seen = (User.id == user_id) & (User.webhook_open_until == seen)
     probing = update(User).where(as_seen).values(webhook_open_until=now + queue.lease_time())
     return tx.execute(probing).rowcount == 1
 

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from select import select as wait_for_bytes
 
+import pymysql
 import pytest
 from sqlalchemy import func, select
 from standardwebhooks import Webhook, WebhookVerificationError
@@ -22,8 +23,9 @@ from service.database.engine import db
 from service.database.models import Attempt, Message, User, UserSummary
 from service.keys import Unreadable, seal, unseal
 from service.sms.gateways import FORMATS
-from tests.databases import on_sqlite
+from tests.databases import on_mariadb, on_sqlite
 from tests.fixtures import SMS
+from tests.meanwhile import in_background, listening
 from tests.peers import NO_BODY, NO_STATUS, raw_server, redirect_drip
 from tests.world import PATIENCE, holding, new_world, receiving, refusing, wait_for
 
@@ -595,6 +597,26 @@ def test_of_several_processes_one_probes_a_half_open_circuit(make_app, world):
             assert held.calls == 1
             assert world.counted() == calls
             world.change(last_result="an earlier round")
+
+
+@on_mariadb
+def test_a_probe_that_another_has_claimed_stays_theirs_after_a_deadlock(world):
+    """The claim is run again then, and must not take the other's for what it has seen."""
+    past, taken = utcnow() - MINUTE, utcnow() + MINUTE
+    world.change(User, webhook_failures=5, webhook_open_until=past)
+    claims = []
+
+    def deadlock(_cursor, statement, _parameters, _context):
+        if statement.startswith("UPDATE users SET webhook_open_until") and not claims:
+            claims.append(statement)
+            in_background(lambda: world.change(User, webhook_open_until=taken))()
+            raise pymysql.err.OperationalError(1213, "Deadlock found")
+
+    with listening(world.app, do_execute=deadlock):
+        assert world.sms()["webhook"] == "pending"
+    assert len(claims) == 1
+    assert world.rows()[-1].last_result == "circuit_open"
+    assert world.receiver.received == []
 
 
 @pytest.mark.parametrize("answer", [500, 410, 204])
