@@ -16,10 +16,6 @@ answer() {
   exit
 }
 
-key=$(printf %s "${WEBHOOK_SECRET#whsec_}" | base64 -d | od -An -vtx1 | tr -d ' \n')
-# With an empty key, anybody could sign
-[ ${#key} -ge 48 ] || answer '500 Internal Server Error'
-
 id='' timestamp='' signatures='' length='' return=$(printf '\r')
 read -r request
 while IFS= read -r line && line=${line%"$return"} && [ "$line" ]; do
@@ -35,7 +31,12 @@ done
 case $length in '' | *[!0-9]* | ???????*) answer '413 Content Too Large' ;; esac
 body=$(mktemp)
 trap 'rm -f "$body"' EXIT
+# Read before anything is answered: closing on what is unread would take the answer back
 head -c "$length" >"$body"
+
+key=$(printf %s "${WEBHOOK_SECRET#whsec_}" | base64 -d | od -An -vtx1 | tr -d ' \n')
+# With an empty key, anybody could sign
+[ ${#key} -ge 48 ] || answer '500 Internal Server Error'
 
 # What is older than 300 seconds may be a copy that somebody sends again
 case $timestamp in '' | 0* | *[!0-9]* | ?????????????*) answer '401 Unauthorized' ;; esac
