@@ -6,7 +6,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 MASK = "¦"  # stands for each character of what is no code
-TYPED = 6  # fewest characters of a code that only a verb points to: "enter 493817"
+TYPED = 4  # fewest characters of a code that a verb points to: "enter 4938 to log in"
 PHONE = 9  # fewest digits that may be a phone number
 
 _MONEY = "$€£¥₹₽₴₸₺₦₱₩₫₪₵₡₭₮฿៛৳"
@@ -137,6 +137,8 @@ def _of_digits(digits: str, start: int, before: str) -> Iterator[Candidate]:
         yield Candidate(code, start, end, Needs.LABEL, long_enough)
     elif shape in ([2, 2, 2], [2, 2, 2, 2]):
         yield Candidate(code, start, end, Needs.NEAR, True)
+    elif shape in ([2, 3], [3, 4]):  # 55 302
+        yield Candidate(code, start, end, Needs.JOINT)
     elif len(groups) == 2 and shape[0] != shape[1] and " " in digits:  # 493817 30 minutes
         yield from _of_digits(groups[0], start, before)
         yield from _of_digits(groups[1], end - shape[1], " ")

@@ -36,7 +36,8 @@ def _is_counted(number: Around) -> bool:
             return True
     currencies = number.reading.labels["currency"]
     before, at = currencies.last_before(start), currencies.first_after(start)
-    return bool((before and before.end >= start - 1) or (at and at.start == start))
+    is_glued = at and at.start == start and text[at.end : end].isdigit()  # not KR7B2X
+    return bool((before and before.end >= start - 1) or is_glued)
 
 
 def _is_address(number: Around) -> bool:

@@ -19,6 +19,7 @@ PER_LETTER = 1.3  # subtracted for each letter in between
 NAMED = 0.5  # PER_LETTER is multiplied by this if "is" or a colon is right before the code
 CLEAR_LEAD = 12  # how far the best code must lead the next
 
+TYPED = 6  # fewest characters of a code that a verb alone points to: "enter 493817"
 NEAR = 8  # most letters between a label and a number right beside it: "code you need: 123"
 LINE = 20  # most characters that count before a code on its own line
 
@@ -37,7 +38,8 @@ _ORIGIN_BOUND = re.compile(
 _RETRIEVER_PREFIX = re.compile(r"\A\s*(?:<#>|\[#\])")
 # FA+9qCX9VSu, but not the word "engangskode"
 _RETRIEVER_HASH = re.compile(r"\s(?![A-Za-z][a-z]{10}|[A-Z]{11})[A-Za-z0-9+/]{11}\s*\Z")
-_SENDER = re.compile(r"\s*[【[](?=[^】\]]{0,20}[^\W\d])[^】\]]{1,30}[】\]]")
+# 【51job】, and the numbers of services in China: 【12306】
+_SENDER = re.compile(r"\s*(?:[【[](?=[^】\]]{0,20}[^\W\d])[^】\]]{1,30}[】\]]|【[19]\d{4}】)")
 
 
 class Found(NamedTuple):
@@ -150,12 +152,17 @@ def _points(number: Around, start: int, end: int, joint: Label | None = None) ->
 
 
 def _is_to_be_typed(number: Around) -> bool:
-    """Whether a verb points to it: "enter 493817", "493817 girin", "log in with 493817"."""
+    """Whether a verb points to it: "enter 493817", "493817 girin", "log in with 493817"; or to a
+    shorter one beside what it is for: "enter 4938 to log in", "use 4938 to reset your password"."""
+    after, is_login = number.after, bool(number.reading.labels["login"].all)
+    is_for = is_login or (after and number.reading.is_clause(number.one.end, after.start))
+    if number.one.length < TYPED and not is_for:
+        return False
     if number.right_before("enter") or number.right_after("...enter"):
         return True
     preposition = number.right_before("with")
     if not preposition:
         return False
     verb = number.reading.labels["login"].last_before(preposition.start)
-    is_one_clause = verb and number.reading.is_clause(verb.end, preposition.start)
-    return bool(is_one_clause or number.right_after("login"))
+    is_one = verb and not number.reading.pause(verb.end, preposition.start)
+    return bool(is_one or number.right_after("login"))

@@ -144,6 +144,8 @@ def test_a_verb_beside_a_number_is_as_good_as_a_word_for_it(text, expected):
         ("【铁路12306】验证码：493817，12306用户注册", CODE),
         ("【51job】验证码 493817，请勿泄露", CODE),
         ("[51job] Your code is 493817", CODE),
+        ("【12306】您的验证码：493817，12306工作人员不会向您索要", CODE),
+        ("【493817】是您的验证码", CODE),
         ("【验证码：493817】请勿泄露", CODE),
         ("【493817】是您的验证码", CODE),
         ("【12345热线】您的工单已受理", None),
@@ -168,6 +170,7 @@ def test_what_is_written_on_to_the_code_and_what_belongs_to_the_sender(text, exp
         ("OTP 4821 for order on 20240614", "4821"),
         ("Your code is 20240614", "20240614"),
         ("Use your PIN to withdraw R5000", None),
+        ("mTAN: KR7B2X", "KR7B2X"),
         ("Your parcel comes today. COD 1250", None),
     ],
 )

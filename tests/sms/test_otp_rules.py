@@ -319,6 +319,28 @@ def test_verbs_that_point_to_a_code(text):
     assert code(text) == "203941"
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Enter 7710 to log in", "7710"),
+        ("Type 20394 on the keypad to verify the withdrawal", "20394"),
+        ("Zadajte 7710 a overíte svoje číslo", "7710"),
+        ("Sláðu inn 7710 til að staðfesta símanúmerið", "7710"),
+        ("Tumia 7710 kuingia kwenye akaunti yako", "7710"),
+        ("Gebruik TR4K9 om je wachtwoord opnieuw in te stellen", "TR4K9"),
+        ("Use TR4K9 to reset your password", "TR4K9"),
+        ("Please type the six digits 203 941", "203941"),
+        ("Geben Sie dort 20 39 41 ein", "203941"),
+        ("Bestätigen Sie den Kauf über 64,90 EUR mit 203941", "203941"),
+        ("Enter 7710 in the form on page 3", None),
+        ("Use TR4K9 at the till", None),
+        ("We verify your account. Pay the bill of 300 with 203941 points", None),
+    ],
+)
+def test_a_verb_points_to_a_short_code_beside_what_it_is_for(text, expected):
+    assert code(text) == expected
+
+
 def test_a_verb_in_a_word_is_none():
     assert code("Dang nhap 203941 thanh cong") is None  # nhập: to enter; đăng nhập: to log in
 
@@ -332,6 +354,9 @@ def test_a_verb_in_a_word_is_none():
         "본인확인번호 203941",
         "आपकी पुष्टि संख्या 203941 है",
         "Ma xac nhan 203941, ma GD 551207",
+        "NetCode 203941",
+        "SMS kľúč na platbu je 203941",
+        "Kwdikos: 203941",
     ],
 )
 def test_words_that_were_missing(text):
@@ -423,6 +448,9 @@ def test_a_label_that_says_what_another_thing_is_for_is_none(text, expected):
         ("LINE認証番号：203941 30分以内", "203941"),
         ("OTP 7710 5 min", "7710"),
         ("Code 7710 551207 and 3391", None),
+        ("Telegram code: 55 302", "55302"),
+        ("Your code is 203 9417", "2039417"),
+        ("Code for the shop in 55 302 Street", None),
     ],
 )
 def test_a_number_and_the_count_after_it_are_two(text, expected):
