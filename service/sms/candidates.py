@@ -62,6 +62,10 @@ _CANDIDATE = re.compile(
 # But 493817-dir is a code: some languages append a suffix
 _GOES_ON = re.compile(rf"[A-Z0-9_/@=]|[.,:]\d|-[A-Z0-9]|[*/–-]?{MASK}")
 _GOES_BACK = re.compile(rf"{MASK}[*/–-]?\Z")
+# SAVE20
+_WORD = re.compile(r"[A-Za-z]{4,}\d{1,2}")
+# GB29 NWBK 6016 1331 9268 19, RF48 9070 2041
+_IBAN, _GROUP = re.compile(r"[A-Z]{2}\d\d\Z"), re.compile(rf" (?:{MASK}|[A-Z\d]{{4}} )")
 # 2025, 20250604
 _DATE = re.compile(r"(?:19[5-9]|20[0-4])\d(?:(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01]))?")
 
@@ -83,6 +87,7 @@ class Candidate(NamedTuple):
     needs: Needs
     may_be_typed: bool = False  # whether "enter" is as good as a label
     may_be_name: bool = False  # whether a label after it needs a joint: "your 7even code"
+    is_word: bool = False  # whether it is one of advertising, unless it is to log in with: SAVE20
 
     @property
     def length(self) -> int:
@@ -113,11 +118,12 @@ def find(text: str) -> Iterator[Candidate]:
             yield Candidate(match["dotted"].replace(".", ""), start, end, Needs.JOINT)
         elif match["mixed"]:
             code = match["mixed"].replace("-", "")
-            if 4 <= len(code) <= 10:
+            if 4 <= len(code) <= 10 and not (_IBAN.match(code) and _GROUP.match(text, end)):
                 plain = match["mixed"].isupper() and not code[1:].isdigit()  # R5000
                 needs = Needs.LABEL if plain else Needs.NEAR
                 may_be_typed = plain and end - start >= TYPED
-                yield Candidate(code, start, end, needs, may_be_typed, may_be_name=True)
+                is_word = _WORD.fullmatch(code) is not None
+                yield Candidate(code, start, end, needs, may_be_typed, True, is_word)
         else:
             yield from _of_digits(match["digits"], start, text[start - 1 : start])
 

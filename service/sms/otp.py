@@ -83,8 +83,10 @@ def extract(text: str) -> Found | None:
         return None
     if labels["owned"].all and not labels["code"].all:  # "the store code is new: use 493817"
         return None
-    if labels["promo"].all or "%" in text:  # "verify and get code SAVE20", "enter 493817 to win"
-        found = [x._replace(may_be_typed=False) for x in found if x.code.isdigit()]
+    is_login = bool(labels["login"].all)
+    if labels["promo"].all or "%" in text:  # "get 20% off with AB12CD", "enter 493817 to win"
+        found = [x._replace(may_be_typed=False) for x in found if is_login or x.code.isdigit()]
+    found = [x for x in found if is_login or not x.is_word]  # "code SAVE20"
     numbers = [Around(reading, x) for x in found]
     numbers = [x for x in numbers if x.before or x.after or x.one.may_be_typed]
     return _best([number for number in numbers if not is_something_else(number)])
@@ -146,7 +148,8 @@ def _points(number: Around, start: int, end: int, joint: Label | None = None) ->
     pause = reading.pause(start, end)
     if pause == SENTENCE_END and not joint:
         return 0
-    if needs > Needs.LABEL and (pause or (letters > NEAR and not number.named)):
+    is_near = letters <= NEAR or number.named or number.joined
+    if needs > Needs.LABEL and (pause or not is_near):
         return 0
     return 100 - PER_LETTER * letters - pause
 

@@ -357,6 +357,12 @@ def test_a_verb_in_a_word_is_none():
         "NetCode 203941",
         "SMS kľúč na platbu je 203941",
         "Kwdikos: 203941",
+        "Umubare wo kwemeza ni 203941",
+        "Lakkoofsi mirkaneessaa 203941 dha",
+        "203941 ny kaody fanamarinanao",
+        "I-OTP yakho ngu-203941",
+        "તમારો OTP 203941 છે, રૂ.999 ના પેમેન્ટ માટે",
+        "Confirm your change by entering 203941",
     ],
 )
 def test_words_that_were_missing(text):
@@ -451,6 +457,11 @@ def test_a_label_that_says_what_another_thing_is_for_is_none(text, expected):
         ("Telegram code: 55 302", "55302"),
         ("Your code is 203 9417", "2039417"),
         ("Code for the shop in 55 302 Street", None),
+        ("Free Mobile : votre code de confirmation est k7m2qx", "k7m2qx"),
+        ("Código CUMPLE10 para tus compras", None),
+        ("Your login code is CUMPLE10", "CUMPLE10"),
+        ("Payment code RF48 9070 2041 8873", None),
+        ("Code for the transfer: GB29 NWBK 6016 1331", None),
     ],
 )
 def test_a_number_and_the_count_after_it_are_two(text, expected):
