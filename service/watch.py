@@ -14,9 +14,7 @@ def read() -> list[Reading]:
     """Gauges from the database; raises SQLAlchemyError."""
     now = utcnow()
     try:
-        due, oldest = db.session.execute(
-            select(func.count(), func.min(Delivery.next_attempt_at)).where(queue.is_due(now))
-        ).one()
+        due, oldest = queue.due()
         counted = select(Delivery.state, func.count()).group_by(Delivery.state)
         found = {row[0]: row[1] for row in db.session.execute(counted)}
         states = dict.fromkeys(DeliveryState, 0) | found

@@ -144,7 +144,8 @@ def connections() -> Iterator[str]:
 @needs_database
 def due_deliveries() -> Iterator[str]:
     """A worker claims what is due within a second: what has long been due has no worker."""
-    if late := queue.due_count(late=timedelta(minutes=1)):
+    late, _ = queue.due(late=timedelta(minutes=1))
+    if late:
         yield f"{late} webhook deliveries are due and no worker takes them"
 
 

@@ -17,11 +17,11 @@ from service.commands.checks import log_local
 from service.commands.output import as_json, row_of, show
 from service.database.engine import db
 from service.database.health import NOT_CURRENT
-from service.database.models import Attempt, Delivery, DeliveryState
+from service.database.models import Attempt, Delivery, DeliveryState, User
 from service.database.schema import is_current
 from service.database.writing import release, transact
 from service.sms import parts
-from service.webhooks import queue
+from service.webhooks import endpoint, queue
 from service.webhooks.by_hand import redeliver
 from service.webhooks.worker import THREADS, work
 
@@ -51,7 +51,7 @@ def webhooks_deliver(watch: bool, threads: int, as_json: bool) -> None:
             done[state] += 1
             if not watch and time.monotonic() - last_shown > PROGRESS_SECONDS:
                 last_shown = time.monotonic()
-                click.echo(f"{done}, {queue.due_count()} due", err=True)
+                click.echo(f"{done}, {queue.due()[0]} due", err=True)
 
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: stop.set())
@@ -83,7 +83,9 @@ def webhooks_list(state: str | None, user_id: int | None, limit: int, as_json: b
 
 def delivery_row(row: Delivery) -> dict[str, Any]:
     links = ("id", "webhook_id", "user=user_id", "message=message_id")
-    columns = row_of(row, *links, "state", "result=last_result", "next_attempt_at")
+    columns = row_of(row, *links, "state", "result=last_result")
+    user = db.session.get_one(User, row.user_id)
+    columns["next_attempt_at"] = endpoint.next_attempt(row, user)
     query = select(Attempt).where(Attempt.delivery_id == row.id).order_by(Attempt.id)
     attempts = [
         row_of(attempt, "at=started_at", "ms", "trigger", "result")

@@ -287,7 +287,7 @@ class Delivery(Base):
     tries: Mapped[list["Attempt"]] = relationship(lazy="raise", order_by="Attempt.id")
 
     __table_args__ = (
-        Index(None, "state", "next_attempt_at"),
+        Index(None, "state", "user_id", "next_attempt_at"),
         Index(None, "user_id", "created_at", "id"),
         Index(None, "user_id", "state", "created_at", "id"),
         Index(None, "message_id"),

@@ -91,7 +91,7 @@ def code(text: str) -> Markup:
     return Markup(re.sub("`(.+?)`", r"<code>\1</code>", str(escape(text))))
 
 
-def _waiting_webhooks(user: User) -> int:
+def waiting_webhooks(user: User) -> int:
     """How many webhooks are sent once a paused or disabled endpoint is resumed."""
     return search.count(endpoint.waits_for_resuming(user))
 
@@ -103,6 +103,7 @@ def template_globals() -> dict[str, Any]:
         "revealed": lambda: session.get("reveal", False) and is_confirmed(),
         "kept": kept,
         "bound": search.BOUND,
-        "waiting_webhooks": _waiting_webhooks,
+        "waiting_webhooks": waiting_webhooks,
+        "next_attempt": endpoint.next_attempt,
         "state_names": STATES,
     }

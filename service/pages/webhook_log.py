@@ -13,7 +13,7 @@ from service.database.writing import Transaction, transact
 from service.errors import NotFound, StillSending
 from service.fields import Moment
 from service.pages.blueprint import asked, bp, kept, logged_in
-from service.pages.filters import STATES, result_sentence
+from service.pages.filters import STATES, counted, result_sentence, waiting_webhooks
 from service.pages.naming import names
 from service.webhooks import by_hand, endpoint
 
@@ -86,10 +86,12 @@ def _redeliver_one(user: User, wanted: str) -> str:
 @logged_in
 def enable(user: User) -> Any:
     """Resume webhooks to the endpoint: close its circuit, enable it, and send what waited."""
-    sent = transact(_enable, user.id)
-    flash("Webhooks are sent again" + (f", {sent} that waited among them." if sent else "."))
+    waiting = counted(waiting_webhooks(user))
+    transact(_enable, user.id)
+    among = f", {waiting} that waited among them." if waiting != "0" else "."
+    flash(f"Webhooks are sent again{among}")
     return redirect(url_for("profile.webhooks"))
 
 
-def _enable(tx: Transaction, user_id: int) -> int:
-    return endpoint.resume(tx, tx.lock_user(user_id))
+def _enable(tx: Transaction, user_id: int) -> None:
+    endpoint.resume(tx, tx.lock_user(user_id))

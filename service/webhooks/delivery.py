@@ -149,7 +149,7 @@ def _put_off(user: User, trigger: Trigger, has_place: bool, has_slot: bool) -> P
     if not open_until or not trigger.heeds_circuit:
         return None
     if open_until > now or not transact(endpoint.claim_probe, user.id, open_until, now):
-        return PutOff(Reason.CIRCUIT_OPEN, max(open_until, soon))
+        return PutOff(Reason.CIRCUIT_OPEN, now)  # due as soon as the circuit is not open
     return None
 
 

@@ -21,6 +21,12 @@ OLD_SECRET_HOURS = 24
 CIRCUIT_FAILURES = 5
 CIRCUIT_SECONDS = 30
 MAX_CIRCUIT_SECONDS = 900
+# The condition of a webhook that was given up because its endpoint is disabled
+_IS_GIVEN_UP = (
+    (Delivery.state == DeliveryState.DEAD)
+    & (Delivery.last_result == Reason.DISABLED)
+    & Delivery.message_id.is_not(None)
+)
 
 
 def needs_saving(user: User, url: str | None) -> bool:
@@ -35,28 +41,24 @@ def set_url(tx: Transaction, user: User, url: str | None) -> None:
     user.webhook_failures = 0
     user.webhook_open_until = None
     user.webhook_disabled_at = None
-    queue.reschedule(tx, user.id, utcnow(), Delivery.last_result == Reason.CIRCUIT_OPEN)
 
 
 def waits_for_resuming(user: User) -> ColumnElement[bool]:
-    """The condition of a delivery that waits for the user's endpoint to be resumed, or was given up
-    because it is disabled."""
-    waits = (Delivery.state == DeliveryState.PENDING) & (
-        Delivery.last_result == Reason.CIRCUIT_OPEN
-    )
-    is_given_up = (Delivery.state == DeliveryState.DEAD) & (Delivery.last_result == Reason.DISABLED)
-    return (Delivery.user_id == user.id) & (
-        waits | (is_given_up & Delivery.message_id.is_not(None))
-    )
+    """The condition of a delivery that is sent when the user's endpoint is resumed: it waits, or
+    was given up because the endpoint is disabled."""
+    # The states by themselves, for the index
+    states = Delivery.state.in_((DeliveryState.PENDING, DeliveryState.DEAD))
+    is_own = (Delivery.user_id == user.id) & states
+    return is_own & (queue.is_due(utcnow()) | _IS_GIVEN_UP)
 
 
-def resume(tx: Transaction, user: User) -> int:
-    """Send again to the endpoint of a user of `tx`: close its circuit, and make due what waits for
-    that; returns how many deliveries."""
-    waiting, now = waits_for_resuming(user), utcnow()
+def resume(tx: Transaction, user: User) -> None:
+    """Send again to the endpoint of a user of `tx`: close its circuit, and make due what was given
+    up because it is disabled."""
+    now = utcnow()
     set_url(tx, user, user.webhook_url)
-    due = {"state": DeliveryState.PENDING, "next_attempt_at": now}
-    return tx.execute(update(Delivery).where(waiting, queue.is_free(now)).values(due)).rowcount
+    given_up = update(Delivery).where(Delivery.user_id == user.id, _IS_GIVEN_UP, queue.is_free(now))
+    tx.execute(given_up.values(state=DeliveryState.PENDING, next_attempt_at=now))
 
 
 def rotate_secret(tx: Transaction, user_id: int, secret: str) -> None:
@@ -85,6 +87,12 @@ def claim_probe(tx: Transaction, user_id: int, seen: datetime, now: datetime) ->
     return tx.execute(probing).rowcount == 1
 
 
+def next_attempt(delivery: Delivery, user: User) -> datetime | None:
+    """When the worker may try a user's delivery next: it is due then, and the circuit not open."""
+    due, open_until = delivery.next_attempt_at, user.webhook_open_until
+    return max(due, open_until) if due and open_until else due
+
+
 def pause_after(failures: int) -> float:
     """For how many seconds an endpoint is left alone after so many consecutive failures."""
     if failures < CIRCUIT_FAILURES:
@@ -108,7 +116,6 @@ def judge(tx: Transaction, user: User, attempt: Attempt, now: datetime) -> Chang
     endpoint = update(User).where(User.id == user.id, User.webhook_url == attempt.url)
     if attempt.result.is_success:
         tx.execute(endpoint.values(webhook_failures=0, webhook_open_until=None))
-        queue.reschedule(tx, user.id, now, Delivery.last_result == Reason.CIRCUIT_OPEN)
         return None
     # Counted before it is read: others who fail at the same time wait for this row, and see it
     if not tx.execute(endpoint.values(webhook_failures=User.webhook_failures + 1)).rowcount:
@@ -121,5 +128,4 @@ def judge(tx: Transaction, user: User, attempt: Attempt, now: datetime) -> Chang
         return None
     until = now + timedelta(seconds=seconds)
     tx.execute(endpoint.values(webhook_open_until=until))
-    queue.reschedule(tx, user.id, until, Delivery.next_attempt_at < until, Delivery.attempts == 0)
     return Change("webhook_circuit_open", failures)

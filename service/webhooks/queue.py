@@ -52,7 +52,7 @@ def add_otp(tx: Transaction, message: Message, user: User) -> Delivery | None:
 
     It is leased to the caller, who commits and then calls deliver(): after a crash in between, it
     becomes due when the lease expires. If the user is inactive or the endpoint disabled, it is
-    `dead`, to be seen and redelivered; if its circuit is open, it is left to the worker.
+    `dead`, to be seen and redelivered; if its circuit is open, it waits for the worker.
     """
     if message.otp_code is None or not user.webhook_url:
         return None
@@ -65,7 +65,7 @@ def add_otp(tx: Transaction, message: Message, user: User) -> Delivery | None:
             "next_attempt_at": None,
         }
     elif user.webhook_open_until and user.webhook_open_until > now:
-        values = {"last_result": Reason.CIRCUIT_OPEN, "next_attempt_at": user.webhook_open_until}
+        values = {"last_result": Reason.CIRCUIT_OPEN}
     else:
         values = _new_lease(now)
     return _store(tx, user, now, {"body": payload(message), "message_id": message.id} | values)
@@ -110,10 +110,21 @@ def is_due(now: datetime) -> ColumnElement[bool]:
     return is_pending & (Delivery.next_attempt_at <= now) & is_free(now)
 
 
-def due_count(late: timedelta = timedelta(0)) -> int:
-    """How many deliveries have been due for `late`."""
-    condition = is_due(utcnow() - late)
-    return db.session.scalar(select(func.count()).select_from(Delivery).where(condition)) or 0
+def may_be_tried(now: datetime) -> ColumnElement[bool]:
+    """The condition of a user whose circuit is not open.
+
+    It is looked at where work is handed out: a circuit that opens or closes changes no delivery,
+    however many wait for it.
+    """
+    return or_(User.webhook_open_until.is_(None), User.webhook_open_until <= now)
+
+
+def due(late: timedelta = timedelta(0)) -> tuple[int, datetime | None]:
+    """How many deliveries a worker could have taken for `late`, and since when the oldest."""
+    now = utcnow()
+    figures = select(func.count(), func.min(Delivery.next_attempt_at)).join_from(Delivery, User)
+    row = db.session.execute(figures.where(is_due(now - late), may_be_tried(now))).one()
+    return row[0], row[1]
 
 
 def claim(
@@ -131,10 +142,20 @@ def claim(
 
 
 def due_users() -> list[tuple[int, int]]:
-    """(id, consecutive failures) of each user with due deliveries."""
-    # Not a join, which would read every due delivery
-    waiting = User.id.in_(select(Delivery.user_id).where(is_due(utcnow())))
-    rows = db.session.execute(select(User.id, User.webhook_failures).where(waiting)).all()
+    """(id, consecutive failures) of each user with due deliveries, whose circuit is not open.
+
+    From one pending user to the next, so that no million that wait are read.
+    """
+    now = utcnow()
+    pending = select(Delivery.user_id).where(Delivery.state == DeliveryState.PENDING)
+    pending = pending.order_by(Delivery.user_id).limit(1)
+    waiting = select(pending.scalar_subquery().label("id")).cte("waiting", recursive=True)
+    following = pending.where(Delivery.user_id > waiting.c.id).scalar_subquery()
+    waiting = waiting.union_all(select(following).where(waiting.c.id.is_not(None)))
+    first_due = select(Delivery.id).where(Delivery.user_id == User.id, is_due(now)).limit(1)
+    has_due = first_due.correlate(User).scalar_subquery().is_not(None)
+    users = select(User.id, User.webhook_failures).join(waiting, waiting.c.id == User.id)
+    rows = db.session.execute(users.where(may_be_tried(now), has_due)).all()
     release()
     return [(row.id, row.webhook_failures) for row in rows]
 
@@ -160,11 +181,3 @@ def give_back(tx: Transaction, deliveries: Sequence[Delivery]) -> None:
         ids, lease = [delivery.id for delivery in deliveries], deliveries[0].lease
         held = update(Delivery).where(Delivery.id.in_(ids), Delivery.lease == lease)
         tx.execute(held.values(lease=None, leased_until=None))
-
-
-def reschedule(
-    tx: Transaction, user_id: int, to: datetime, *conditions: ColumnElement[bool]
-) -> None:
-    """Make a user's pending deliveries due at the time `to`, if `conditions` hold."""
-    pending = (Delivery.user_id == user_id) & (Delivery.state == DeliveryState.PENDING)
-    tx.execute(update(Delivery).where(pending, *conditions).values(next_attempt_at=to))

@@ -16,6 +16,7 @@ from service.database.models import Attempt, Delivery, PhoneNumber, User, UserSu
 from service.database.writing import transact
 from service.keys import unseal
 from service.limits import share
+from service.webhooks import queue
 from tests.databases import on_sqlite
 from tests.fixtures import NUMBER
 from tests.forms import change, logged_in, offered, post, token
@@ -837,14 +838,16 @@ def test_after_a_pause_what_waits_is_due_at_once(app, browser, failed, user, rec
 
     def park(tx):
         for row in db.session.scalars(select(Delivery)):
-            row.state, row.last_result, row.next_attempt_at = "pending", "circuit_open", later
+            row.state, row.last_result, row.next_attempt_at = "pending", "circuit_open", utcnow()
 
     with app.app_context():
         transact(park)
     change(app, user, webhook_open_until=later, webhook_failures=6)
+    with app.app_context():
+        assert queue.due()[0] == 0
     post(browser, "/profile/webhooks/enable")
     with app.app_context():
-        assert max(db.session.scalars(select(Delivery.next_attempt_at))) <= utcnow()
+        assert queue.due()[0] == len(failed)
 
 
 @pytest.mark.parametrize(

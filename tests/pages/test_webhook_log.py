@@ -31,7 +31,7 @@ def deliver(app, user):
         row = Delivery(
             webhook_id=secrets.token_hex(8), user_id=user.id, state=state,
             body=b'{"event":"otp_received"}', last_result=result, created_at=at,
-            next_attempt_at=at + timedelta(days=1) if state == "pending" else None,
+            next_attempt_at=at + timedelta(days=result != "circuit_open"),
         )  # fmt: skip
         if not test:
             message = Message(

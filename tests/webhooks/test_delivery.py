@@ -460,15 +460,11 @@ def test_circuit_opens_half_opens_and_closes(world):
     assert len(world.receiver.received) == 5
     # open: nothing is sent, by ingestion or worker
     assert world.sms()["webhook"] == "pending"
-    last, user = world.rows()[-1], world.row(model=User)
-    assert (last.last_result, last.lease, last.attempts) == ("circuit_open", None, 0)
-    assert last.next_attempt_at == user.webhook_open_until
-    world.make_due()
-    assert set(world.work()) == {"pending"}
-    assert len(world.receiver.received) == 5
-    assert {row.next_attempt_at for row in world.rows()} == {user.webhook_open_until}
     last = world.rows()[-1]
     assert (last.last_result, last.lease, last.attempts) == ("circuit_open", None, 0)
+    world.make_due()
+    assert world.work() == []
+    assert len(world.receiver.received) == 5
     # half-open: one probe, which fails, and the circuit is open for longer
     world.change(User, webhook_open_until=utcnow())
     world.make_due()
@@ -515,61 +511,55 @@ def test_a_success_closes_the_circuit(world, state):
     assert (user.webhook_failures, user.webhook_open_until) == (0, None)
 
 
-@pytest.fixture
-def waiting(world, make_user):
-    """Deliveries that wait in each way, by name, until `soon` or `late`; gives (times, ids)."""
-    other = make_user(name="Ben", webhook_url=world.receiver.url)
-    soon, late = utcnow() + seconds(20), utcnow() + timedelta(hours=2)
-    circuit = {"last_result": "circuit_open", "next_attempt_at": soon}
-    columns = {
-        "untried": {"next_attempt_at": soon},
-        "untried, late": {"next_attempt_at": late},
-        "failed": {"next_attempt_at": soon, "attempts": 1, "last_result": "500"},
-        "for the circuit": circuit | {"attempts": 1},
-        "ended": circuit | {"state": "dead"},
-        "another's": circuit | {"user": other},
-    }
-    ids = {name: world.add(1, **values)[0] for name, values in columns.items()}
-    return soon, ids
-
-
-def moved(world, ids, soon):
-    """Which of the deliveries no longer wait until when they did."""
-    times = {name: world.row(id).next_attempt_at for name, id in ids.items()}
-    assert times.pop("untried, late") > soon + timedelta(hours=1)
-    return {name: time for name, time in times.items() if time != soon}
-
-
-def test_a_circuit_that_opens_puts_off_what_was_not_tried_yet_and_nothing_else(world, waiting):
-    soon, ids = waiting
-    world.change(User, id=world.user.id, webhook_failures=6)  # the 7th is a pause of 120 s
+def open_circuit(world):
     world.receiver.answers = [500]
+    world.change(User, webhook_failures=6)
     assert world.sms()["webhook"] == "pending"
-    until = world.row(world.user.id, User).webhook_open_until
-    assert until > soon
-    assert moved(world, ids, soon) == {"untried": until}
-    untouched = [user for user in world.rows(User) if user.id != world.user.id]
-    assert [(u.webhook_failures, u.webhook_open_until) for u in untouched] == [(0, None)]
+    assert world.row(model=User).webhook_open_until > utcnow()
 
 
-@pytest.mark.parametrize("cure", ["success", "url", "by hand"])
-def test_a_circuit_that_closes_makes_what_waited_for_it_due_and_nothing_else(
-    world, waiting, flask, cure
-):
-    soon, ids = waiting
-    world.change(User, id=world.user.id, webhook_failures=5, webhook_open_until=utcnow() - MINUTE)
-    before = utcnow()
-    if cure == "success":
-        assert world.sms()["webhook"] == "delivered"
-    elif cure == "url":
-        flask("users", "set", world.user.id, "--webhook-url", world.receiver.url)
-    else:
-        world.form("/profile/webhooks/enable")
-    now_due = moved(world, ids, soon)
-    assert list(now_due) == ["for the circuit"]
-    assert before <= now_due["for the circuit"] <= utcnow()
-    user = world.row(world.user.id, User)
-    assert (user.webhook_failures, user.webhook_open_until) == (0, None)
+def resume(world):
+    world.form("/profile/webhooks/enable")
+
+
+def probe(world):
+    world.change(User, webhook_failures=5, webhook_open_until=utcnow() - MINUTE)
+    assert world.sms()["webhook"] == "delivered"
+    assert world.row(model=User).webhook_open_until is None
+
+
+@pytest.mark.parametrize("change", [open_circuit, resume, probe])
+def test_a_circuit_that_opens_or_closes_changes_no_delivery(world, change):
+    """However many wait, others wait for none of them."""
+    soon, late = utcnow() + seconds(20), utcnow() + timedelta(hours=2)
+    waits = {"last_result": "circuit_open"}
+    ids = [
+        *world.add(1),
+        *world.add(1, next_attempt_at=late),
+        *world.add(1, next_attempt_at=soon, attempts=1, last_result="500"),
+        *world.add(1, **waits),
+        *world.add(1, **waits, state="dead"),
+    ]
+
+    def stored():
+        return [(row.state, row.last_result, row.next_attempt_at) for row in map(world.row, ids)]
+
+    before = stored()
+    change(world)
+    assert stored() == before
+
+
+def test_while_a_circuit_is_open_the_worker_takes_what_others_wait_for(world, make_user):
+    other = make_user(name="Ben", webhook_url=world.receiver.url)
+    later = utcnow() + MINUTE
+    world.change(User, id=world.user.id, webhook_failures=5, webhook_open_until=later)
+    world.add(20)
+    world.add(1, next_attempt_at=later, attempts=1)
+    world.add(2, user=other)
+    assert world.work() == ["delivered"] * 2
+    assert {row.user_id for row in world.rows() if row.attempts and row.delivered_at} == {other.id}
+    world.change(User, id=world.user.id, webhook_open_until=utcnow())
+    assert world.work().count("delivered") == 20
 
 
 def test_of_several_processes_one_probes_a_half_open_circuit(make_app, world):
@@ -590,7 +580,8 @@ def test_of_several_processes_one_probes_a_half_open_circuit(make_app, world):
                 assert user.webhook_open_until > before + seconds(PATIENCE)
                 put_off = [row for row in world.rows() if row.last_result == "circuit_open"]
                 assert len(put_off) == others
-                assert all(row.next_attempt_at > before + seconds(1) for row in put_off)
+                assert all(row.lease is None for row in put_off)
+                assert world.work() == []  # they are the worker's when the circuit is closed
                 held.let_go()
                 states = sorted(answer.result()["webhook"] for answer in sent)
                 assert states == ["delivered"] + ["pending"] * others
@@ -639,11 +630,11 @@ def test_what_a_url_did_is_not_held_against_the_one_that_has_taken_its_place(wor
 
 
 def test_what_is_sent_by_hand_goes_past_an_open_circuit_and_closes_it(world, flask):
-    [id, waits] = world.add(2, last_result="circuit_open", next_attempt_at=utcnow() + MINUTE)
+    [id, _] = world.add(2, last_result="circuit_open")
     world.change(User, webhook_failures=7, webhook_open_until=utcnow() + MINUTE)
     assert flask("webhooks", "redeliver", id, "--json") == [{"id": id, "state": "delivered"}]
     assert world.row(model=User).webhook_open_until is None
-    assert world.row(waits).next_attempt_at <= utcnow()
+    assert world.work() == ["delivered"]
 
 
 # --- isolation ----------------------------------------------------------------------------

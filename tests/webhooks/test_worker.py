@@ -18,6 +18,7 @@ from service.webhooks import worker
 from tests.conftest import SECRET_KEY
 from tests.databases import on_mariadb
 from tests.fixtures import BIN, ROOT, SMS
+from tests.meanwhile import in_background, listening
 from tests.peers import raw_server
 from tests.world import (
     PATIENCE,
@@ -422,14 +423,19 @@ def test_told_to_stop_it_finishes_the_call_and_gives_back_the_rest(world):
 
 
 def test_what_is_put_off_in_a_batch_ends_it(world):
-    """An open circuit: none of the batch is called, the first is put off with it."""
+    """The circuit opens when the batch is claimed: the first is put off, the rest given back."""
     world.add(3)
-    until = utcnow() + MINUTE
-    world.change(User, webhook_failures=5, webhook_open_until=until)
-    assert world.work() == ["pending"] * 3
-    rows = world.rows()
-    assert {(r.last_result, r.lease, r.attempts) for r in rows} == {("circuit_open", None, 0)}
-    assert {row.next_attempt_at for row in rows} == {until}
+    later = utcnow() + MINUTE
+
+    def listen(_connection, _cursor, statement, *_):
+        if statement.startswith("SELECT users.id") and "users.key_hash" in statement:
+            in_background(lambda: world.change(User, webhook_open_until=later))()
+
+    with listening(world.app, before_cursor_execute=listen):
+        assert world.work() == ["pending"]
+    rows = [(row.last_result, row.lease, row.attempts) for row in world.rows()]
+    assert rows == [("circuit_open", None, 0), (None, None, 0), (None, None, 0)]
+    assert world.receiver.received == []
 
 
 # --- the worker ---------------------------------------------------------------------------
