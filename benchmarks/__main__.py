@@ -22,6 +22,7 @@ from packaging.requirements import Requirement
 from sqlalchemy import func, select, update
 
 from benchmarks import harness, records, slow_peers
+from service.database.columns import utcnow
 from service.database.engine import db
 from service.database.models import Attempt, Delivery, User
 from service.database.writing import transact
@@ -55,9 +56,9 @@ class Table:
         for side in sorted(results[0], key=lambda side: side != "ours"):
             figures = [
                 statistics.median(getattr(result[side], name) for result in results)
-                for name in ("cpu", "rate", "p50", "p95", "p99")
+                for name in ("cpu", "rate", "p50", "p95", "p99", "longest")
             ]
-            line = "{:6.2f} ms CPU {:6.0f}/s   p50 {:4.0f}   p95 {:4.0f}   p99 {:4.0f} ms"
+            line = "{:6.2f} ms CPU {:6.0f}/s   p50 {:4.0f}   p95 {:4.0f}   p99 {:4.0f}   max {:5.0f} ms"
             print(f"    {side:14}{line.format(*figures)}", flush=True)
 
     def failed(self, case, engine, error):
@@ -189,6 +190,32 @@ def worker(bench, table, engine):
     print(f"    worker {rate:.0f}/s   loop {before:.0f}/s, {after:.0f}/s")
 
 
+def probes(bench, table, engine):
+    """SMS of others while an endpoint for which many deliveries wait fails or passes a probe."""
+    for count in (10_000,) if bench.quick else (100_000, 1_000_000):
+        for path, what in (("fail", "fails"), ("hook", "passes")):
+            hooks = [f"{bench.url}/{path}"] + [f"{bench.url}/hook"] * (harness.USERS - 1)
+            url = bench.database(engine, hooks)
+            with harness.service_app(url):
+                records.add(count, deliveries=True, users=1)
+            server = bench.serve("ours", url)
+            others = [harness.ingest(n) for n in EVERYBODY[1:]]
+            bench.load(server, others, callers=1, seconds=1)
+            before = bench.load(server, others, callers=1, seconds=bench.seconds(3))
+            with harness.service_app(url):
+                half_open = update(User).where(User.id == 1)
+                half_open = half_open.values(webhook_failures=5, webhook_open_until=utcnow())
+                transact(lambda tx, half_open=half_open: tx.execute(half_open))
+            env = bench.service_env(url)
+            process = bench.start("flask", "webhooks", "deliver", "--watch", env=env)
+            during = bench.load(server, others, callers=1, seconds=bench.seconds(6))
+            process.stop()
+            server.stop()
+            case = f"an endpoint with {count:,} waiting {what} a probe"
+            table.row(f"{case}: longest SMS", engine, [during.longest], 50, unit=" ms")
+            table.beside([{"meanwhile": during, "before": before}])
+
+
 def hot_row(bench, table, engine):
     """16 callers that write one user's summary, and 16 users', against no summaries at all."""
     servers = {name: bench.serve(name, bench.database(engine)) for name in ("ours", "no summaries")}
@@ -282,6 +309,7 @@ CASES = {
     "crowds": (slow_peers.crowds, ENGINES),
     "million": (million, ENGINES),
     "worker": (worker, ENGINES),
+    "probes": (probes, ENGINES),
     "hot-row": (hot_row, ("mariadb",)),
     "tree": (tree, ENGINES),
     "memory": (memory, ("sqlite",)),

@@ -108,6 +108,7 @@ class Result:
     p50: float
     p95: float
     p99: float
+    longest: float
     seconds: float
 
 
@@ -239,7 +240,7 @@ class Bench:
         if told["failed"] or not told["done"]:
             raise CallsFailed(set(told["failed"]), server.log)
         cpu = 1000 * (server.cpu_seconds() - before) / told["done"]
-        times = (told[p] for p in ("p50", "p95", "p99"))
+        times = (told[p] for p in ("p50", "p95", "p99", "longest"))
         return Result(cpu, told["rate"], *times, time.monotonic() - started)
 
     def alternate(self, rounds, sides, **options):

@@ -68,6 +68,7 @@ def run(port, requests, callers, seconds=None, total=None, first=0, aside=0):
         thread.join()
     times.sort()
     share = {f"p{p}": 1000 * times[len(times) * p // 100] for p in (50, 95, 99) if times}
+    share["longest"] = 1000 * max(times, default=0)
     seconds = max(ended, default=started + 1) - started
     turn = next(turns)
     return {

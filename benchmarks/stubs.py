@@ -1,6 +1,7 @@
 """A main server and a webhook receiver that cost little: `python -m benchmarks.stubs PORT`.
 
-Below `/slow` every answer takes 300 ms, below `/after-N` N seconds; below `/hole` none comes.
+Below `/slow` every answer takes 300 ms, below `/after-N` N seconds; below `/hole` none comes,
+below `/fail` a 500.
 """
 
 import asyncio
@@ -28,6 +29,7 @@ def success(data):
     return json.dumps({"status": "success", "data": data}).encode()
 
 
+FAILURE = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n"
 COUNTRY_LIST = [{"id": id, "name": c[0], "phone_code": c[1]} for id, c in COUNTRIES.items()]
 INIT = answer(success({"countries": COUNTRY_LIST, "operators": operators()}))
 OPERATOR = {"id": 201, "name": "EE", "country_id": 2}
@@ -46,6 +48,9 @@ class Peer(asyncio.Protocol):
         self.received = b""
         path = head.split(b" ", 2)[1]
         if path.startswith(b"/hole"):
+            return
+        if path.startswith(b"/fail"):
+            self.answer(path, FAILURE)
             return
         if b"/api/get-number/" in path:
             number = {"phone_number": f"+{next(DIGITS)}", "operator": OPERATOR}

@@ -24,7 +24,7 @@ UNFIT = {1290, 1792, 1836, GALERA_NOT_READY}
 TRUSTED_SECONDS = 1
 # How long a locked SQLite file is waited for, and the longest pause between two tries
 SQLITE_BUSY_SECONDS = 15
-SQLITE_PAUSE_SECONDS = 0.02
+SQLITE_PAUSE_SECONDS = 0.002
 
 
 class Base(DeclarativeBase):

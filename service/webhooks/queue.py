@@ -23,6 +23,8 @@ SLOTS = 4
 LEASE_SLACK = 10
 # How many deliveries of one user a worker claims at once
 BATCH = 16
+# The index of what is pending
+BY_USER = "ix_deliveries_state_user_id_next_attempt_at"
 
 
 def init_app(app: Flask) -> None:
@@ -142,19 +144,13 @@ def claim(
 
 
 def due_users() -> list[tuple[int, int]]:
-    """(id, consecutive failures) of each user with due deliveries, whose circuit is not open.
-
-    From one pending user to the next, so that no million that wait are read.
-    """
+    """(id, consecutive failures) of each user with due deliveries, whose circuit is not open."""
     now = utcnow()
-    pending = select(Delivery.user_id).where(Delivery.state == DeliveryState.PENDING)
-    pending = pending.order_by(Delivery.user_id).limit(1)
-    waiting = select(pending.scalar_subquery().label("id")).cte("waiting", recursive=True)
-    following = pending.where(Delivery.user_id > waiting.c.id).scalar_subquery()
-    waiting = waiting.union_all(select(following).where(waiting.c.id.is_not(None)))
-    first_due = select(Delivery.id).where(Delivery.user_id == User.id, is_due(now)).limit(1)
-    has_due = first_due.correlate(User).scalar_subquery().is_not(None)
-    users = select(User.id, User.webhook_failures).join(waiting, waiting.c.id == User.id)
+    first = select(Delivery.id).where(Delivery.user_id == User.id, is_due(now)).limit(1)
+    # MySQL would rather read all of a user's deliveries
+    first = first.with_hint(Delivery, f"FORCE INDEX ({BY_USER})", "mysql")
+    has_due = first.correlate(User).scalar_subquery().is_not(None)
+    users = select(User.id, User.webhook_failures)
     rows = db.session.execute(users.where(may_be_tried(now), has_due)).all()
     release()
     return [(row.id, row.webhook_failures) for row in rows]
@@ -167,7 +163,10 @@ def claim_due(tx: Transaction, users: Iterable[int]) -> list[list[Delivery]]:
     lease = _new_lease(now)
     oldest = select(Delivery.id).where(is_due(now)).order_by(Delivery.next_attempt_at).limit(BATCH)
     ids = [id for user in users for id in tx.session.scalars(oldest.filter_by(user_id=user))]
-    tx.execute(update(Delivery).where(Delivery.id.in_(ids), is_due(now)).values(lease))
+    # Not by their state, by which SQLite would look up all that are pending: what is no longer
+    # pending has no time for its next attempt
+    still_due = (Delivery.next_attempt_at <= now) & is_free(now)
+    tx.execute(update(Delivery).where(Delivery.id.in_(ids), still_due).values(lease))
     won = select(Delivery).where(Delivery.id.in_(ids), Delivery.lease == lease["lease"])
     batches = defaultdict(list)
     for delivery in tx.session.scalars(won.execution_options(populate_existing=True)):

@@ -185,7 +185,7 @@ def asked(app, before, after):
 
     def around(call):
         def listen(_connection, _cursor, statement, *_):
-            if statement.startswith("WITH RECURSIVE waiting"):
+            if statement.startswith("SELECT users.id, users.webhook_failures"):
                 call()
 
         return listen

@@ -16,7 +16,7 @@ from service.database.engine import db
 from service.database.models import Attempt, User
 from service.webhooks import worker
 from tests.conftest import SECRET_KEY
-from tests.databases import on_mariadb
+from tests.databases import on_mariadb, on_sqlite
 from tests.fixtures import BIN, ROOT, SMS
 from tests.meanwhile import in_background, listening
 from tests.peers import raw_server
@@ -436,6 +436,26 @@ def test_what_is_put_off_in_a_batch_ends_it(world):
     rows = [(row.last_result, row.lease, row.attempts) for row in world.rows()]
     assert rows == [("circuit_open", None, 0), (None, None, 0), (None, None, 0)]
     assert world.receiver.received == []
+
+
+@on_sqlite
+def test_no_question_of_the_worker_reads_all_that_is_pending(world):
+    """However many wait: each is found by its user, or by its id."""
+    world.add(3)
+    asked = []
+
+    def listen(_connection, _cursor, statement, parameters, *_):
+        if "deliveries" in statement and not statement.startswith("INSERT"):
+            asked.append((statement, parameters))
+
+    with listening(world.app, before_cursor_execute=listen):
+        assert world.work() == ["delivered"] * 3
+    with world.app.app_context(), db.engine.connect() as connection:
+        for statement, parameters in asked:
+            rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+            plan = [row.detail for row in rows if "deliveries" in row.detail]
+            assert plan, statement
+            assert all("user_id=?" in step or "rowid=?" in step for step in plan), plan
 
 
 # --- the worker ---------------------------------------------------------------------------
