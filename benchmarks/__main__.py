@@ -58,7 +58,9 @@ class Table:
                 statistics.median(getattr(result[side], name) for result in results)
                 for name in ("cpu", "rate", "p50", "p95", "p99", "longest")
             ]
-            line = "{:6.2f} ms CPU {:6.0f}/s   p50 {:4.0f}   p95 {:4.0f}   p99 {:4.0f}   max {:5.0f} ms"
+            line = (
+                "{:6.2f} ms CPU {:5.0f}/s   p50 {:4.0f}  p95 {:4.0f}  p99 {:4.0f}  max {:4.0f} ms"
+            )
             print(f"    {side:14}{line.format(*figures)}", flush=True)
 
     def failed(self, case, engine, error):
@@ -161,6 +163,22 @@ def million(bench, table, engine):
             continue
         table.row(case, engine, ratios(results, "p50", "full", "empty"), 1.15)
         table.beside(results)
+
+
+def national(bench, table, engine):
+    """Messages of a number in national form, of a user with a million numbers and of one with 100."""
+    servers, count = {}, 100_000 if bench.quick else 1_000_000
+    for name, numbers in (("few", 100), ("many", count)):
+        url = bench.database(engine)
+        with harness.service_app(url):
+            records.add(numbers, users=1)
+        servers[name] = bench.serve("ours", url)
+    requests = [harness.messages(1, f"7500{n:06}") for n in range(1, 100)]
+    sides = {name: (server, requests) for name, server in servers.items()}
+    results = bench.alternate(bench.rounds(7), sides, callers=1, seconds=bench.seconds(1))
+    case = f"messages by national form, of {count:,} numbers / of 100"
+    table.row(case, engine, ratios(results, "p50", "many", "few"), 1.15)
+    table.beside(results)
 
 
 def worker(bench, table, engine):
@@ -308,6 +326,7 @@ CASES = {
     "holes": (holes, ENGINES),
     "crowds": (slow_peers.crowds, ENGINES),
     "million": (million, ENGINES),
+    "national": (national, ENGINES),
     "worker": (worker, ENGINES),
     "probes": (probes, ENGINES),
     "hot-row": (hot_row, ("mariadb",)),

@@ -288,9 +288,9 @@ def get_number(n):
     return get(f"/api/get-number/{user_key(n)}?country_id=2")
 
 
-def messages(n):
+def messages(n, phone_number=None):
     return (
-        f"GET /api/messages?limit=20&phone_number={digits(n)} HTTP/1.1\r\nHost: bench\r\n"
+        f"GET /api/messages?limit=20&phone_number={phone_number or digits(n)} HTTP/1.1\r\nHost: bench\r\n"
         f"Authorization: Bearer {user_key(n)}\r\n\r\n"
     )
 

@@ -29,8 +29,8 @@ DIALECTS = {
 }
 NUMBERS = """
 INSERT INTO phone_numbers
-(user_id, state, digits, country_id, operator_id, requested_at, assigned_at)
-SELECT 1 + n % {users}, 'assigned', {digits}, 2, 201, :at, :at FROM {numbers} AS numbers
+(user_id, state, digits, phone_code, country_id, operator_id, requested_at, assigned_at)
+SELECT 1 + n % {users}, 'assigned', {digits}, '44', 2, 201, :at, :at FROM {numbers} AS numbers
 """
 MESSAGES = """
 INSERT INTO messages

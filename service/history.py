@@ -126,8 +126,7 @@ def _spelled(user: User, digits: str) -> set[str]:
     if has_held(user, digits):
         return {digits}
     is_assigned = (PhoneNumber.user_id == user.id) & (PhoneNumber.state == NumberState.ASSIGNED)
-    is_national_form = PhoneNumber.digits == PhoneNumber.phone_code.concat(digits)
-    national = select(PhoneNumber.digits).where(is_assigned, is_national_form)
+    national = select(PhoneNumber.digits).where(is_assigned, PhoneNumber.national == digits)
     return {digits, *(found for found in db.session.scalars(national) if found)}
 
 

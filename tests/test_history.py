@@ -151,6 +151,24 @@ def test_digits_are_a_whole_number_before_they_are_a_national_one(
     assert [row["id"] for row in rows] == [whole if own else national]
 
 
+@on_sqlite
+def test_a_national_form_is_looked_up_in_no_other_numbers(app, client, make_user, assign, sms):
+    user = make_user()
+    asked = []
+
+    def listen(_connection, _cursor, statement, parameters, *_):
+        if "FROM phone_numbers" in statement:
+            asked.append((statement, parameters))
+
+    with listening(app, before_cursor_execute=listen):
+        client.get("/api/messages?phone_number=7400849540", headers=user.headers)
+    assert asked
+    with app.app_context(), db.engine.connect() as connection:
+        for statement, parameters in asked:
+            plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all()
+            assert all("digits=?" in step.detail or "national=?" in step.detail for step in plan)
+
+
 def test_a_national_form_is_that_of_the_users_own_numbers(client, make_user, assign, sms):
     """Not as somebody else got it, nor of a row that never became a number."""
     user, other = make_user(), make_user(name="Ben")

@@ -3,7 +3,7 @@
 from datetime import date, datetime
 from enum import StrEnum
 
-from sqlalchemy import Date, ForeignKey, Index, String, Text, UniqueConstraint
+from sqlalchemy import Computed, Date, ForeignKey, Index, String, Text, UniqueConstraint
 from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
@@ -188,6 +188,10 @@ class PhoneNumber(Base):
     country_id: Mapped[int]
     operator_id: Mapped[int | None]
     phone_code: Mapped[str | None] = mapped_column(String(8))
+    # The digits after the phone code: the national form, by which a user may ask for it
+    national: Mapped[str | None] = mapped_column(
+        String(20), Computed("substr(digits, length(phone_code) + 1)", persisted=False)
+    )
     idempotency_hash: Mapped[str | None] = mapped_column(ASCII)
     requested_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
     assigned_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
@@ -198,6 +202,7 @@ class PhoneNumber(Base):
         Index(None, "digits", "assigned_at"),
         Index(None, "user_id", "state", "id"),
         Index(None, "user_id", "requested_at", "id"),
+        Index(None, "user_id", "national"),
         UniqueConstraint("user_id", "idempotency_hash"),
     )
 
