@@ -15,15 +15,15 @@ from service.commands.numbers import numbers
 from service.commands.providers import providers
 from service.commands.reports import summary
 from service.commands.secrets import secrets
-from service.commands.upkeep import backup, demo, doctor, purge, version
+from service.commands.upkeep import backup, demo, doctor, purge, restore, version
 from service.commands.users import users
 from service.commands.webhooks import webhooks
 from service.database.health import explain
 from service.logs import describe, event
 
 COMMANDS = (
-    users, providers, numbers, messages, webhooks, summary, audit, secrets, purge, backup, doctor,
-    demo, version,
+    users, providers, numbers, messages, webhooks, summary, audit, secrets, purge, backup, restore,
+    doctor, demo, version,
 )  # fmt: skip
 
 

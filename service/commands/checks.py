@@ -30,7 +30,7 @@ Check = Callable[[], Iterator[str]]
 
 def run() -> list[str]:
     """The findings of all checks; empty if there is nothing to report."""
-    return [sentence for check in CHECKS for sentence in check()]
+    return list(dict.fromkeys(sentence for check in CHECKS for sentence in check()))
 
 
 def log_local(app: Flask) -> None:
@@ -125,6 +125,21 @@ def private_files() -> Iterator[str]:
                 yield f"other accounts of this machine can read {path.name}: run `chmod go= {path}`"
 
 
+def sound_file() -> Iterator[str]:
+    """SQLite finds its file sound. It reads all of it, so no process asks this when it starts."""
+    if db.engine.dialect.name != "sqlite":
+        return
+    try:
+        found = db.session.scalar(text("PRAGMA quick_check(1)"))
+    except SQLAlchemyError as e:
+        yield explain(e)
+        return
+    finally:
+        db.session.rollback()
+    if found != "ok":
+        yield f"the database's file is damaged: restore a backup (quick_check says {found!r})"
+
+
 @needs_database
 def connections() -> Iterator[str]:
     """The pools of all processes fit into the database server's limit."""
@@ -186,4 +201,4 @@ def sealed_secrets() -> Iterator[str]:
 
 # What a process logs when it starts, and what `flask doctor` adds to it
 LOCAL = (system_key, secret_key, schema, lasting_disk, private_files, connections)
-CHECKS = (main_server, *LOCAL, due_deliveries, old_messages, sealed_secrets)
+CHECKS = (main_server, *LOCAL, sound_file, due_deliveries, old_messages, sealed_secrets)
