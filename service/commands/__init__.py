@@ -33,8 +33,8 @@ def _told(invoke: Callable[[click.Context], Any]) -> Callable[[click.Context], A
     def run(context: click.Context) -> Any:
         try:
             return invoke(context)
-        except (click.ClickException, click.Abort, click.exceptions.Exit):
-            raise
+        except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
+            raise  # click itself ends quietly when nobody reads on: `flask … | head`
         except Exception as e:
             event("command_failed", logging.ERROR, exc_info=True)
             unforeseen = f"this failed unexpectedly: {describe(e)}"

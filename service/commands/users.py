@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, func, select
 from service import audit, retention
 from service import users as records
 from service.commands.arguments import ROW_ID, USER_ID
-from service.commands.output import as_json, row_of, show, show_deleted
+from service.commands.output import as_json, readable, row_of, show, show_deleted
 from service.database.engine import db
 from service.database.models import Attempt, Delivery, Message, User
 from service.database.writing import Transaction, release, transact
@@ -221,7 +221,10 @@ def users_remove(user_id: int, yes: bool, as_json: bool) -> None:
     release()
     if not yes:
         found = ", ".join(f"{n} {table}" for table, n in counts.items())
-        click.confirm(f"Remove user {user_id}, with {found}, for good?", abort=True, err=True)
+        name = readable(db.session.get_one(User, user_id).name)
+        release()
+        question = f"Remove user {user_id} ({name}), with {found}, for good?"
+        click.confirm(question, abort=True, err=True)
     transact(_remove, user_id)
     for model, condition in mine.items():
         deleted = retention.delete_in_batches(model, condition, show_deleted)
