@@ -29,6 +29,12 @@ class _DailyLimit(click.IntRange):
 
 DAILY_LIMIT = _DailyLimit(0, MAX_ID)
 
+# The settings that allow a URL, for operators alone: by the end of the sentence that refuses it
+ALLOWING = {
+    "must begin with https://": "WEBHOOK_REQUIRE_HTTPS=0 allows plain http",
+    "is not on the public internet": "WEBHOOK_ALLOWED_NETWORKS allows its network",
+}
+
 users = AppGroup("users", help="The people who hold an API key.")
 
 
@@ -38,7 +44,8 @@ def check_webhook_url(url: str | None) -> None:
         if url is not None and url != "none":
             guard.check_url(url)
     except guard.ForbiddenUrl as e:
-        raise click.BadParameter(str(e), param_hint="--webhook-url") from e
+        told = [str(e), *(way for end, way in ALLOWING.items() if str(e).endswith(end))]
+        raise click.BadParameter(": ".join(told), param_hint="--webhook-url") from e
 
 
 def find_user(tx: Transaction, user_id: int) -> User:
