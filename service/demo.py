@@ -3,6 +3,7 @@
 import json
 import queue
 import shlex
+import signal
 import tempfile
 import threading
 from pathlib import Path
@@ -19,6 +20,8 @@ from service.database.engine import db
 from service.database.writing import Transaction, transact
 from service.keys import new_key, new_secret
 from service.sandbox import create_sandbox
+from service.sms import providers
+from service.sms.gateways.gateway import Options
 from service.webhooks import endpoint
 from service.webhooks.signing import verify
 
@@ -28,6 +31,8 @@ def run(once: bool, port: int, days: int) -> int:
     one round trip and stop."""
     with tempfile.TemporaryDirectory(prefix="otp-demo-") as folder:
         demo = _Demo(Path(folder), 0 if once else port, days)
+        # As Ctrl-C does: the folder is removed
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             if once:
                 return demo.round_trip()
@@ -39,6 +44,7 @@ def run(once: bool, port: int, days: int) -> int:
             click.echo("stopped")
         finally:
             demo.stop()
+            signal.signal(signal.SIGTERM, before)
     return 0
 
 
@@ -67,6 +73,7 @@ class _Demo:
         with app.app_context():
             upgrade()
             user_id, self.api_key, self.webhook_secret = transact(self.add_user)
+            _, self.ingest_key = transact(providers.create, "gw", "generic", Options())
             if days:
                 demo_history.add(days, user_id)
         self.url = self.serve(app, port)
@@ -122,9 +129,14 @@ Paste these into another terminal:
   curl '{self.url}/api/get-number/{self.api_key}?country_id=2'
   curl '{self.main_server}/sms' -d 'phone_number=THE_NUMBER' -d 'sms_text=Your code is 123456'
 
-(The second returns THE_NUMBER; leave out its "+" in the third.) Commands work there too:
+(The second returns THE_NUMBER; leave out its "+" in the third.) The calls of README.md and
+docs/api.md work after this; an SMS is somebody's if its number is one that they got:
 
-  export {settings} && .venv/bin/flask users list
+  SERVICE={self.url} KEY={self.api_key} INGEST_KEY={self.ingest_key}
+
+Commands work there too, each after these settings:
+
+  env {settings} .venv/bin/flask users list
 
 Ctrl-C stops everything, and removes its database.
 """

@@ -1,7 +1,6 @@
 """Keys and secrets: created, hashed, and encrypted, so that a stolen database cannot sign."""
 
 import base64
-import contextlib
 import hashlib
 import secrets
 from functools import lru_cache
@@ -53,13 +52,19 @@ def is_readable(sealed: str) -> bool:
     return True
 
 
+def is_under_secret_key(sealed: str) -> bool:
+    """Whether it is sealed under SECRET_KEY itself, and not under a former one."""
+    try:
+        _box(current_app.config["SECRET_KEY"]).decrypt(sealed.encode())
+    except InvalidToken:
+        return False
+    return True
+
+
 def reseal(sealed: str) -> str:
     """What unseal() reads, sealed under SECRET_KEY; `sealed` itself if it is already. Raises
     Unreadable."""
-    with contextlib.suppress(InvalidToken):
-        _box(current_app.config["SECRET_KEY"]).decrypt(sealed.encode())
-        return sealed
-    return seal(unseal(sealed))
+    return sealed if is_under_secret_key(sealed) else seal(unseal(sealed))
 
 
 def _boxes() -> MultiFernet:

@@ -3,11 +3,14 @@
 import json
 import re
 import shlex
+import signal
 import subprocess
 from collections import Counter
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
+import requests
 from sqlalchemy import select
 
 from service import demo_history
@@ -102,12 +105,12 @@ def test_the_rows_tell_one_story(history):
 @on_sqlite
 def test_commands_of_another_terminal_open_its_database(start, tmp_path, database_url):
     port = free_port()
-    start(
+    process, _ = start(
         "flask", "demo", "--days", str(DAYS), "--port", str(port), port=port,
         PYTHONUNBUFFERED="1", DATABASE_URL=database_url,
     )  # fmt: skip
     log = until(lambda: "Ctrl-C" in (text := (tmp_path / "log").read_text()) and text)
-    told = re.search(r"export (.+) && \.venv/bin/flask users list", log)[1]
+    told = re.search(r"env (.+) \.venv/bin/flask users list", log)[1]
     settings = dict(word.split("=", 1) for word in shlex.split(told))
 
     def flask(*args):
@@ -123,3 +126,12 @@ def test_commands_of_another_terminal_open_its_database(start, tmp_path, databas
     flask("webhooks", "redeliver", str(dead["id"]), "--json")
     assert "webhook received, signature good" in (tmp_path / "log").read_text()
     assert set(flask("purge", "--json").values()) == {0}
+    values = dict(word.split("=", 1) for word in re.search("SERVICE=.*", log)[0].split())
+    key = {"Authorization": f"Bearer {values['INGEST_KEY']}"}
+    sms = {"to": "+447400849540", "text": "Your code is 493817"}
+    assert requests.post(f"{values['SERVICE']}/api/ingest", sms, headers=key).status_code == 200
+    folder = Path(re.search(r"sqlite:///(\S+)/demo", log)[1])
+    assert folder.exists()
+    process.send_signal(signal.SIGTERM)
+    process.wait(30)
+    assert not folder.exists()

@@ -1,12 +1,16 @@
 """What a deployment is made of: the Procfile, the image and the platforms' files, each tried."""
 
+import configparser
 import json
 import os
 import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
+import sys
+import threading
 import tomllib
 
 import pytest
@@ -117,6 +121,86 @@ def test_the_image_has_what_its_commands_need(start, empty_database_url, tmp_pat
     assert "Using worker: WebWorker" in (tmp_path / "log").read_text()  # as gunicorn.conf.py says
 
 
+# Starts a program (its arguments, and the socket's number) as systemd does, on a socket as number 3
+ON_A_SOCKET = """
+import os, sys
+*command, socket = sys.argv[1:]
+os.dup2(int(socket), 3)
+os.environ["LISTEN_PID"] = str(os.getpid())
+os.execv(command[0], command)
+"""
+
+
+def unit(name):
+    """The settings of a unit of systemd, but for those that come twice."""
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.optionxform = str
+    parser.read(DEPLOY / "systemd" / name)
+    return {key: value for section in parser.sections() for key, value in parser[section].items()}
+
+
+def test_the_units_are_what_systemd_accepts_and_the_document_shows(tmp_path):
+    shown = (ROOT / "docs/operating.md").read_text()
+    assert f"```ini\n{(DEPLOY / 'systemd/otp-web.service').read_text()}```" in shown
+    if not shutil.which("systemd-analyze"):
+        skip_or_fail("systemd-analyze is not installed")
+    units = []
+    for path in (DEPLOY / "systemd").iterdir():
+        units.append(tmp_path / path.name)
+        text = (
+            path.read_text().replace("/srv/otp/.venv/bin", str(BIN)).replace("/srv/otp", str(ROOT))
+        )
+        units[-1].write_text(text.replace("User=otp\n", ""))
+    done = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.server
+def test_a_restart_on_a_socket_that_stays_refuses_nobody(database_url, tmp_path):
+    """As systemd has one (https://www.freedesktop.org/software/systemd/man/sd_listen_fds.html)."""
+    env = environment(database_url, 1) | {"LISTEN_FDS": "1"}
+    del env["GUNICORN_CMD_ARGS"]
+    answers, is_over = [], threading.Event()
+    command = [sys.executable, "-c", ON_A_SOCKET, BIN / "gunicorn", "wsgi:app"]
+    with socket.create_server(("127.0.0.1", 0), backlog=2048) as address:
+        url = f"http://127.0.0.1:{address.getsockname()[1]}/healthz"
+
+        def start():
+            return subprocess.Popen(
+                [*command, str(address.fileno())], cwd=ROOT, env=env, pass_fds=[address.fileno()],
+                stdout=log, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+
+        def call():
+            while not is_over.is_set():
+                try:
+                    answers.append(requests.get(url, timeout=60).status_code)
+                except requests.RequestException as e:
+                    answers.append(type(e).__name__)
+
+        def ten_more():
+            count = len(answers)
+            until(lambda: len(answers) > count + 10)
+
+        caller = threading.Thread(target=call)
+        with (tmp_path / "log").open("wb") as log:
+            process = start()
+            caller.start()
+            try:
+                for _ in range(2):
+                    ten_more()
+                    process.send_signal(signal.SIGTERM)
+                    assert process.wait(60) == 0
+                    process = start()
+                ten_more()
+            finally:
+                is_over.set()
+                caller.join()
+                process.send_signal(signal.SIGTERM)
+                process.wait(60)
+    assert set(answers) == {200}, (tmp_path / "log").read_text()
+
+
 def test_the_image_runs_as_nobody_special():
     names = [name for name, _ in IMAGE]
     assert int(instruction("USER")) > 0
@@ -134,6 +218,9 @@ def test_every_platform_runs_the_procfiles_commands():
     assert worker["dockerCommand"] == PROCFILE["worker"] and "dockerCommand" not in web
     assert set(HEROKU["formation"]) == {"web", "worker"}
     assert web["healthCheckPath"] == FLY["http_service"]["checks"][0]["path"] == "/healthz"
+    for name in ("web", "worker"):
+        program = unit(f"otp-{name}.service")["ExecStart"]
+        assert program == f"/srv/otp/.venv/bin/{PROCFILE[name]}"
     assert {service["dockerfilePath"] for service in RENDER} == {"./deploy/Dockerfile"}
 
 
@@ -142,6 +229,7 @@ def test_every_platform_waits_for_the_last_answers():
     config = Config({})
     needed = 2 * config.UPSTREAM_TIMEOUT + config.WEBHOOK_TIMEOUT + 30
     periods = [COMPOSE["web"]["stop_grace_period"], FLY["kill_timeout"]]
+    periods += [unit(f"otp-{name}.service")["TimeoutStopSec"] for name in ("web", "worker")]
     seconds = [int(period.removesuffix("s")) for period in periods]
     assert min(seconds + [service["maxShutdownDelaySeconds"] for service in RENDER]) >= needed
 

@@ -1,10 +1,15 @@
 """The sandbox main server."""
 
+import re
+import shlex
+
 import pytest
 import requests
 
 from service.sandbox import COUNTRIES, MAGIC, create_sandbox
 from tests.conftest import SYSTEM_KEY
+from tests.fixtures import ROOT
+from tests.mariadb import free_port
 from tests.peers import sandbox, serving
 from tests.records import messages
 
@@ -90,3 +95,16 @@ def test_an_sms_to_a_number_that_was_not_granted_is_404():
     with sandbox() as url:
         answer = requests.post(f"{url}/sms", data={"phone_number": "1"}, timeout=30)
     assert answer.status_code == 404
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("document", ["README.md", "docs/main-server.md"])
+def test_it_is_started_as_the_documents_say(start, document):
+    text = (ROOT / document).read_text()
+    [command] = re.findall(
+        r"^ *(flask --app 'service\.sandbox:[^']+' run --port )5001$", text, re.M
+    )
+    port = free_port()
+    _, url = start(*shlex.split(command), str(port), port=port)
+    key = re.search("SYSTEM_API_KEY=([a-z-]+)", text)[1]
+    assert requests.get(f"{url}/api/init/{key}", timeout=30).status_code == 200

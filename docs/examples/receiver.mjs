@@ -44,12 +44,17 @@ async function read(request) {
 
 async function receive(request) {
   const body = await read(request)
-  if (!isGenuine(request.headers, body)) return 401
+  if (!isGenuine(request.headers, body)) {
+    console.error('refused: no good signature')
+    return 401
+  }
   const webhook = JSON.parse(body)
   if (webhook.event === 'otp_received') {
     // A webhook may come twice, with the same webhook-id. What takes long is for later:
     // after 5 seconds without an answer, the webhook counts as not delivered
     console.log(webhook.data.phone_number, webhook.data.otp_code)
+  } else {
+    console.log('event:', webhook.event)
   }
   return 204
 }

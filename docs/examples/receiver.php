@@ -34,6 +34,7 @@ if (strlen($key) < 24) { // with an empty key, anybody could sign
 }
 $body = file_get_contents('php://input');
 if (!is_genuine($key, $body)) {
+    error_log('refused: no good signature');
     http_response_code(401);
     exit;
 }
@@ -42,5 +43,7 @@ if ($webhook['event'] === 'otp_received') {
     // A webhook may come twice, with the same webhook-id. What takes long is for later:
     // after 5 seconds without an answer, the webhook counts as not delivered
     error_log("{$webhook['data']['phone_number']} {$webhook['data']['otp_code']}");
+} else {
+    error_log("event: {$webhook['event']}");
 }
 http_response_code(204);

@@ -46,12 +46,15 @@ class Receiver(BaseHTTPRequestHandler):
             return self.answer(413)
         body = self.rfile.read(int(length))
         if not is_genuine(self.headers, body):
+            print("refused: no good signature", file=sys.stderr)
             return self.answer(401)
         webhook = json.loads(body)
         if webhook["event"] == "otp_received":
             # A webhook may come twice, with the same webhook-id. What takes long is for later:
             # after 5 seconds without an answer, the webhook counts as not delivered
             print(webhook["data"]["phone_number"], webhook["data"]["otp_code"], flush=True)
+        else:
+            print("event:", webhook["event"], flush=True)
         return self.answer(204)
 
     def answer(self, status):

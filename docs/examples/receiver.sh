@@ -15,6 +15,10 @@ answer() {
   printf 'HTTP/1.1 %s\r\nContent-Length: 0\r\nConnection: close\r\n\r\n' "$1"
   exit
 }
+refuse() {
+  echo 'refused: no good signature' >&2
+  answer '401 Unauthorized'
+}
 
 id='' timestamp='' signatures='' length='' return=$(printf '\r')
 read -r request
@@ -39,20 +43,21 @@ key=$(printf %s "${WEBHOOK_SECRET#whsec_}" | base64 -d | od -An -vtx1 | tr -d ' 
 [ ${#key} -ge 48 ] || answer '500 Internal Server Error'
 
 # What is older than 300 seconds may be a copy that somebody sends again
-case $timestamp in '' | 0* | *[!0-9]* | ?????????????*) answer '401 Unauthorized' ;; esac
+case $timestamp in '' | 0* | *[!0-9]* | ?????????????*) refuse ;; esac
 age=$(($(date +%s) - timestamp))
-[ $age -le 300 ] && [ $age -ge -300 ] || answer '401 Unauthorized'
+[ $age -le 300 ] && [ $age -ge -300 ] || refuse
 
 # Over the very bytes that came. While a secret is being rotated, there are two signatures
 expected=$({ printf '%s.%s.' "$id" "$timestamp" && cat "$body"; } |
   openssl dgst -sha256 -mac HMAC -macopt "hexkey:$key" -binary | base64)
 case " $signatures " in
   *" v1,$expected "*) ;;
-  *) answer '401 Unauthorized' ;;
+  *) refuse ;;
 esac
 
 # A webhook may come twice, with the same webhook-id. What takes long is for later: after 5 seconds
 # without an answer, the webhook counts as not delivered
-sed -n 's/^{"event":"otp_received","data":{"phone_number":"\([^"]*\)","otp_code":"\([^"]*\)".*/\1 \2/p' \
-  "$body" >&2
+sed -n 's/^{"event":"otp_received","data":{"phone_number":"\([^"]*\)","otp_code":"\([^"]*\)".*/\1 \2/p
+  t
+  s/^{"event":"\([^"]*\)".*/event: \1/p' "$body" >&2
 answer '204 No Content'

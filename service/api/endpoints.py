@@ -115,7 +115,10 @@ _WEBHOOK_HEADERS = {
 }
 WEBHOOK: dict[str, Any] = {
     "summary": "An SMS with a code has arrived. Signed as Standard Webhooks describes.",
-    "description": "The SMS is stored first; the webhook goes out before the gateway is answered."
+    "description": "Its URL is set on the page `/profile/edit` (log in with the API key), or by the"
+    " operator; no call does it. There a test event can be sent, and a new `whsec_…` secret is"
+    " shown, once: the first one came with the API key, and one that is lost can only be rotated."
+    " The SMS is stored first; the webhook goes out before the gateway is answered."
     " Delivery is at least once. A redirect is no success, and any 2xx is one whatever becomes of"
     " its body. A test event, sent by hand, has the event `test`, and its `data` is empty.",
     "parameters": [

@@ -15,15 +15,15 @@ from service.commands.numbers import numbers
 from service.commands.providers import providers
 from service.commands.reports import summary
 from service.commands.secrets import secrets
-from service.commands.upkeep import backup, demo, doctor, purge, version
+from service.commands.upkeep import backup, demo, doctor, purge, restore, version
 from service.commands.users import users
 from service.commands.webhooks import webhooks
 from service.database.health import explain
 from service.logs import describe, event
 
 COMMANDS = (
-    users, providers, numbers, messages, webhooks, summary, audit, secrets, purge, backup, doctor,
-    demo, version,
+    users, providers, numbers, messages, webhooks, summary, audit, secrets, purge, backup, restore,
+    doctor, demo, version,
 )  # fmt: skip
 
 
@@ -33,8 +33,8 @@ def _told(invoke: Callable[[click.Context], Any]) -> Callable[[click.Context], A
     def run(context: click.Context) -> Any:
         try:
             return invoke(context)
-        except (click.ClickException, click.Abort, click.exceptions.Exit):
-            raise
+        except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
+            raise  # click itself ends quietly when nobody reads on: `flask … | head`
         except Exception as e:
             event("command_failed", logging.ERROR, exc_info=True)
             unforeseen = f"this failed unexpectedly: {describe(e)}"

@@ -8,6 +8,7 @@ import click
 from flask.cli import ScriptInfo
 from marshmallow import ValidationError
 
+from service.database.columns import utcnow
 from service.database.engine import db
 from service.database.models import User
 from service.fields import MAX_ROW_ID, Moment, phone_digits
@@ -52,6 +53,16 @@ class _Time(click.ParamType[datetime]):
             return self.fail("must be a time such as 2026-11-26T09:30Z", param, ctx)
 
 
+class _PastTime(_Time):
+    """A time that is not still to come."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> datetime:
+        moment = super().convert(value, param, ctx)
+        if moment > utcnow():
+            return self.fail(f"{value} is in the future", param, ctx)
+        return moment
+
+
 class _Number(click.ParamType[str]):
     """A phone number in international form; loaded as digits."""
 
@@ -84,4 +95,5 @@ class _Month(click.ParamType[Period]):
         return Period(first, first.replace(day=monthrange(first.year, first.month)[1]))
 
 
-ROW_ID, USER_ID, TIME, NUMBER, MONTH = _RowId(), _UserId(), _Time(), _Number(), _Month()
+ROW_ID, USER_ID, NUMBER, MONTH = _RowId(), _UserId(), _Number(), _Month()
+TIME, PAST_TIME = _Time(), _PastTime()

@@ -8,15 +8,14 @@ from flask.cli import with_appcontext
 from sqlalchemy import select
 
 from service.commands.arguments import TIME, USER_ID
-from service.commands.output import as_json, row_of, show
-from service.database.engine import db
+from service.commands.output import as_json, limit_option, limited, row_of, show
 from service.database.models import AuditEntry
 
 
 @click.command()
 @click.option("--user", "user_id", type=USER_ID, help="About this user, or by them.")
 @click.option("--since", type=TIME, help="From this time on (UTC).")
-@click.option("--limit", type=click.IntRange(1, 100_000), default=100, show_default=True)
+@limit_option(100)
 @as_json
 @with_appcontext
 def audit(user_id: int | None, since: datetime | None, limit: int, as_json: bool) -> None:
@@ -24,7 +23,7 @@ def audit(user_id: int | None, since: datetime | None, limit: int, as_json: bool
 
     It holds no key, code or text, and is kept for 12 times RETENTION_DAYS.
     """
-    query = select(AuditEntry).order_by(AuditEntry.id.desc()).limit(limit)
+    query = select(AuditEntry).order_by(AuditEntry.id.desc())
     if user_id is not None:
         query = query.where(AuditEntry.user_id == user_id)
     if since is not None:
@@ -32,6 +31,6 @@ def audit(user_id: int | None, since: datetime | None, limit: int, as_json: bool
     columns = ("id", "at", "actor", "address", "action", "user=user_id")
     rows = [
         row_of(entry, *columns) | {"details": json.loads(entry.details or "{}")}
-        for entry in db.session.scalars(query)
+        for entry in limited(query, limit)
     ]
     show(rows, as_json)

@@ -15,12 +15,13 @@ from sqlalchemy import QueuePool, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from service import retention, upstream
+from service.commands.secrets import SEALED
 from service.database.columns import utcnow
 from service.database.engine import db
 from service.database.health import NOT_CURRENT, explain, unwritable
 from service.database.models import Message, Provider, User
 from service.database.schema import is_current
-from service.keys import is_readable
+from service.keys import is_readable, is_under_secret_key
 from service.logs import event
 from service.webhooks import queue
 
@@ -30,7 +31,7 @@ Check = Callable[[], Iterator[str]]
 
 def run() -> list[str]:
     """The findings of all checks; empty if there is nothing to report."""
-    return [sentence for check in CHECKS for sentence in check()]
+    return list(dict.fromkeys(sentence for check in CHECKS for sentence in check()))
 
 
 def log_local(app: Flask) -> None:
@@ -60,14 +61,19 @@ def main_server() -> Iterator[str]:
     try:
         upstream.init()
     except upstream.NotConfigured:
-        for name in ("MAIN_SERVER_URL", "SYSTEM_API_KEY"):
-            if not current_app.config[name]:
-                yield f"{name} is not set"
+        return  # configured() says so
     except upstream.Refused as e:
         wrong = " (is SYSTEM_API_KEY wrong?)" if e.status in (401, 403) else ""
         yield f"the main server answered {e.status}{wrong}"
     except upstream.UpstreamError as e:
         yield f"the main server cannot be used: {type(e).__name__}: {e}"
+
+
+def configured() -> Iterator[str]:
+    """The main server is named, and its key."""
+    for name in ("MAIN_SERVER_URL", "SYSTEM_API_KEY"):
+        if not current_app.config[name]:
+            yield f"{name} is not set"
 
 
 def system_key() -> Iterator[str]:
@@ -123,6 +129,21 @@ def private_files() -> Iterator[str]:
         with contextlib.suppress(OSError):  # it is not there
             if path.stat().st_mode & 0o077:
                 yield f"other accounts of this machine can read {path.name}: run `chmod go= {path}`"
+
+
+def sound_file() -> Iterator[str]:
+    """SQLite finds its file sound. It reads all of it, so no process asks this when it starts."""
+    if db.engine.dialect.name != "sqlite":
+        return
+    try:
+        found = db.session.scalar(text("PRAGMA quick_check(1)"))
+    except SQLAlchemyError as e:
+        yield explain(e)
+        return
+    finally:
+        db.session.rollback()
+    if found != "ok":
+        yield f"the database's file is damaged: restore a backup (quick_check says {found!r})"
 
 
 @needs_database
@@ -185,6 +206,29 @@ def sealed_secrets() -> Iterator[str]:
             yield f"{lost} {title} are sealed under another SECRET_KEY: set it, or rotate them"
 
 
+@needs_database
+def former_secrets() -> Iterator[str]:
+    """No stored secret is lost when SECRET_KEY_FALLBACKS is emptied."""
+    if not current_app.config["SECRET_KEY_FALLBACKS"]:
+        return
+    former = 0
+    for column in SEALED:
+        rows = db.session.scalars(select(column).execution_options(yield_per=1000))
+        former += sum(
+            is_readable(sealed) and not is_under_secret_key(sealed) for sealed in rows if sealed
+        )
+    if former:
+        yield f"{former} secrets are still under a former SECRET_KEY: run `flask secrets reseal`"
+
+
 # What a process logs when it starts, and what `flask doctor` adds to it
-LOCAL = (system_key, secret_key, schema, lasting_disk, private_files, connections)
-CHECKS = (main_server, *LOCAL, due_deliveries, old_messages, sealed_secrets)
+LOCAL = (configured, system_key, secret_key, schema, lasting_disk, private_files, connections)
+CHECKS = (
+    main_server,
+    *LOCAL,
+    sound_file,
+    due_deliveries,
+    old_messages,
+    sealed_secrets,
+    former_secrets,
+)

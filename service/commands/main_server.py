@@ -10,7 +10,7 @@ from typing import Any
 from flask import current_app
 
 from service import upstream
-from service.commands.checks import system_key
+from service.commands.checks import configured, system_key
 from service.numbers.formats import read_codes
 from service.outbound import Answer
 from service.webhooks.signing import TOLERANCE_SECONDS
@@ -25,9 +25,8 @@ MAX_CLOCK_SECONDS = TOLERANCE_SECONDS // 5
 
 def check() -> Iterator[str]:
     """A sentence for each thing that is not as docs/main-server.md says."""
-    unset = [name for name in ("MAIN_SERVER_URL", "SYSTEM_API_KEY") if not current_app.config[name]]
-    if unset:
-        yield from (f"{name} is not set" for name in unset)
+    if unset := [*configured()]:
+        yield from unset
         return
     yield from system_key()
     if not current_app.config["MAIN_SERVER_WEBHOOK_SECRET"]:

@@ -11,7 +11,7 @@ from sqlalchemy.orm import selectinload
 
 from service import audit
 from service.commands.arguments import NUMBER, ROW_ID, TIME, USER_ID
-from service.commands.output import as_json, show
+from service.commands.output import as_json, limit_option, limited, show
 from service.database.engine import db
 from service.database.models import Message, NumberState, PhoneNumber, Trigger
 from service.database.writing import Transaction, release, transact
@@ -42,7 +42,7 @@ def message_row(message: Message, reveal: bool = False) -> dict[str, Any]:
 @click.option("--number", "digits", type=NUMBER)
 @click.option("--unmatched", is_flag=True, help="Only those that matched nobody.")
 @click.option("--since", type=TIME, help="Stored from this time on (UTC).")
-@click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True)
+@limit_option(50)
 @click.option("--reveal", is_flag=True, help="Show codes and texts, which is audited.")
 @as_json
 def messages_list(
@@ -59,7 +59,7 @@ def messages_list(
         query = query.where(Message.user_id.is_(None))
     if since is not None:
         query = query.where(Message.created_at >= since)
-    found = db.session.scalars(query.order_by(Message.id.desc()).limit(limit)).all()
+    found = limited(query.order_by(Message.id.desc()), limit)
     if reveal:
         shown = {"first": found[-1].id, "last": found[0].id, "count": len(found)} if found else {}
         transact(audit.record, "codes_revealed", user_id, **shown)

@@ -10,9 +10,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import selectinload
 
 from service import audit
-from service.commands.arguments import NUMBER, ROW_ID, TIME, USER_ID
+from service.commands.arguments import NUMBER, PAST_TIME, ROW_ID, USER_ID
 from service.commands.messages import deliver_adopted, message_row
-from service.commands.output import as_json, readable, row_of, show
+from service.commands.output import as_json, limit_option, limited, readable, row_of, show
 from service.database.engine import db
 from service.database.models import Message, NumberState, PhoneNumber, User
 from service.database.writing import Transaction, transact
@@ -37,21 +37,21 @@ def number_row(number: PhoneNumber) -> dict[str, Any]:
 @numbers.command("list")
 @click.option("--state", type=click.Choice([str(state) for state in NumberState]))
 @click.option("--user", "user_id", type=USER_ID)
-@click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True)
+@limit_option(50)
 @as_json
 def numbers_list(state: str | None, user_id: int | None, limit: int, as_json: bool) -> None:
     """List the assignments of numbers, newest first."""
-    query = select(PhoneNumber).order_by(PhoneNumber.id.desc()).limit(limit)
+    query = select(PhoneNumber).order_by(PhoneNumber.id.desc())
     if state:
         query = query.where(PhoneNumber.state == state)
     if user_id is not None:
         query = query.where(PhoneNumber.user_id == user_id)
-    show([number_row(row) for row in db.session.scalars(query)], as_json)
+    show([number_row(row) for row in limited(query, limit)], as_json)
 
 
 @numbers.command("holder")
 @click.argument("digits", metavar="NUMBER", type=NUMBER)
-@click.option("--at", type=TIME, help="Only who held it at this time (UTC).")
+@click.option("--at", type=PAST_TIME, help="Only who held it then: 2026-11-26T09:30Z.")
 @as_json
 def numbers_holder(digits: str, at: datetime | None, as_json: bool) -> None:
     """Show who held a number, from when to when, and which SMS came for them."""

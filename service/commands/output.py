@@ -2,18 +2,34 @@
 
 import json
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import click
+from sqlalchemy import Select
 
-from service.database.engine import Base
+from service.database.engine import Base, db
 from service.logs import escaped
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 Row = Mapping[str, Any]
+Command = Callable[..., Any]
+Record = TypeVar("Record", bound=Base)
+
+
+def limit_option(default: int, most: int = 100_000) -> Callable[[Command], Command]:
+    """The option --limit of a list; its rows are loaded with limited()."""
+    return click.option("--limit", type=click.IntRange(1, most), default=default, show_default=True)
+
+
+def limited(query: Select[Record], limit: int) -> Sequence[Record]:
+    """The first `limit` records of a query; says on stderr if there are more."""
+    found = db.session.scalars(query.limit(limit + 1)).all()
+    if len(found) > limit:
+        click.echo(f"these are the newest {limit}; there are more: --limit N", err=True)
+    return found[:limit]
 
 
 def show(data: Row | Sequence[Row], as_json: bool) -> None:

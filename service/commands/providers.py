@@ -174,14 +174,16 @@ def providers_list(as_json: bool) -> None:
 @click.argument("provider")
 @click.option("--secret", help="What the gateway signs with from now on; `none` for no signature.")
 @click.option("--number", "numbers", multiple=True, metavar="[SIM=]NUMBER", help="All its numbers.")
+@click.option("--field", "fields", multiple=True, metavar="NAME=PATH", help="All its fields.")
 @click.option("--reply", type=click.Choice(["empty", "default"]))
 @as_json
 def providers_set(
-    provider: str, secret: str | None, numbers: tuple[str, ...], reply: str | None, as_json: bool
-) -> None:
+    provider: str, secret: str | None, numbers: tuple[str, ...], fields: tuple[str, ...],
+    reply: str | None, as_json: bool,
+) -> None:  # fmt: skip
     """Change a gateway, given by name or id; what is not given stays, and so do its format and its
     key."""
-    given = {"secret": secret, "number": numbers, "reply": reply}
+    given = {"secret": secret, "number": numbers, "field": fields, "reply": reply}
     if not any(given.values()):
         raise click.UsageError("say what to change: see `flask providers set --help`")
     show_providers(provider_row(transact(_set, provider, given)), as_json)
@@ -192,12 +194,14 @@ def _set(tx: Transaction, provider: str, given: Mapping[str, Any]) -> Provider:
     set_anew = {
         name: None if value in ("none", "default") else value for name, value in given.items()
     }
-    _check_options(row.format, set_anew | {"field": ()})
+    _check_options(row.format, set_anew)
     options = json.loads(row.options or "{}")
     if given["secret"]:
         row.secret = set_anew["secret"] and seal(set_anew["secret"])
     if given["number"]:
         options["numbers"] = _numbers(given["number"])
+    if given["field"]:
+        options["fields"] = _fields(given["field"])
     if given["reply"]:
         options["reply"] = set_anew["reply"]
     row.options = json.dumps(options)

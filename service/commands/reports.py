@@ -42,6 +42,8 @@ def summary(days: int, month: Period | None, sort: str, as_csv: bool, as_json: b
     """
     today = utcnow().date()
     period = month or Period(today - timedelta(days=days - 1), today)
+    if as_csv and as_json:
+        raise click.UsageError("give --csv or --json")
     if as_csv:
         _print_csv(period)
         return
@@ -122,6 +124,7 @@ def _print_csv(period: Period) -> None:
         sums = [totals[id][name] for name in days]
         out.writerow(["total", id, _cell(user.name), user.daily_limit, *sums])
     out.writerow(["total", "", "", "", *(totals[None][name] for name in days)])
+    sys.stdout.flush()  # here, where an error is told in one sentence
 
 
 def _cell(text: str) -> str:

@@ -1,4 +1,4 @@
-"""flask purge, backup, doctor, demo, version: keeping a deployment clean, safe and healthy."""
+"""flask purge, backup, restore, doctor, demo, version: what keeps a deployment clean and safe."""
 
 import platform
 import sqlite3
@@ -12,9 +12,12 @@ from flask.cli import with_appcontext
 from service import audit, retention
 from service.commands import checks, main_server
 from service.commands.output import as_json, readable, show, show_deleted
-from service.database.backup import back_up
+from service.database import schema
+from service.database.backup import Unfit, back_up, counts, opened
+from service.database.backup import restore as restore_from
 from service.database.engine import db
-from service.database.writing import transact
+from service.database.health import NOT_CURRENT
+from service.database.writing import release, transact
 from service.version import VERSION
 
 
@@ -35,14 +38,12 @@ def purge(as_json: bool) -> None:
 @with_appcontext
 def backup(file: Path, as_json: bool) -> None:
     """Copy the SQLite database to a new FILE while the service runs."""
-    name = db.engine.url.database
-    if db.engine.dialect.name != "sqlite" or not name:
-        raise click.ClickException(
-            "this copies SQLite only; for MySQL use: mariadb-dump --single-transaction --routines "
-            "--hex-blob --default-character-set=utf8mb4 DATABASE"
-        )
+    database = _sqlite_file(
+        "this copies SQLite only; for MySQL use: mariadb-dump --single-transaction --quick "
+        "--hex-blob --default-character-set=utf8mb4 DATABASE"
+    )
     try:
-        back_up(Path(name), file)
+        back_up(database, file)
     except FileExistsError as e:
         raise click.BadParameter(f"{file} exists already", param_hint="FILE") from e
     except OSError as e:
@@ -51,6 +52,47 @@ def backup(file: Path, as_json: bool) -> None:
         raise click.ClickException(f"the copy failed: {e.sqlite_errorname}") from e
     transact(audit.record, "backed_up")
     show({"file": str(file), "bytes": file.stat().st_size}, as_json)
+
+
+@click.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@as_json
+@with_appcontext
+def restore(file: Path, yes: bool, as_json: bool) -> None:
+    """Replace what is in the SQLite database by the backup FILE; stop web and worker first."""
+    database = _sqlite_file(
+        "this restores SQLite only; for MySQL load the dump into an empty database: "
+        "mariadb --default-character-set=utf8mb4 DATABASE < FILE"
+    )
+    if database.exists() and file.samefile(database):
+        raise click.BadParameter(f"{file} is the database itself", param_hint="FILE")
+    try:
+        with opened(file, schema.revisions()) as source:
+            found = counts(source)
+            if not yes:
+                told = ", ".join(f"{n} {table}" for table, n in found.items())
+                click.confirm(
+                    f"Replace all of {database} by {file} ({told})?", abort=True, err=True
+                )
+            release()
+            db.engine.dispose()
+            restore_from(source, database)
+    except Unfit as e:
+        raise click.ClickException(str(e)) from e
+    if schema.is_current():
+        transact(audit.record, "restored")
+    else:
+        click.echo(f"restored; {NOT_CURRENT}", err=True)
+    show({"file": str(file), **found}, as_json)
+
+
+def _sqlite_file(otherwise: str) -> Path:
+    """The database's file; raises ClickException, which says `otherwise`, if it is none."""
+    name = db.engine.url.database
+    if db.engine.dialect.name != "sqlite" or not name or name == ":memory:":
+        raise click.ClickException(otherwise)
+    return Path(name)
 
 
 @click.command()

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, func, select
 from service import audit, retention
 from service import users as records
 from service.commands.arguments import ROW_ID, USER_ID
-from service.commands.output import as_json, row_of, show, show_deleted
+from service.commands.output import as_json, readable, row_of, show, show_deleted
 from service.database.engine import db
 from service.database.models import Attempt, Delivery, Message, User
 from service.database.writing import Transaction, release, transact
@@ -29,6 +29,12 @@ class _DailyLimit(click.IntRange):
 
 DAILY_LIMIT = _DailyLimit(0, MAX_ID)
 
+# The settings that allow a URL, for operators alone: by the end of the sentence that refuses it
+ALLOWING = {
+    "must begin with https://": "WEBHOOK_REQUIRE_HTTPS=0 allows plain http",
+    "is not on the public internet": "WEBHOOK_ALLOWED_NETWORKS allows its network",
+}
+
 users = AppGroup("users", help="The people who hold an API key.")
 
 
@@ -38,7 +44,8 @@ def check_webhook_url(url: str | None) -> None:
         if url is not None and url != "none":
             guard.check_url(url)
     except guard.ForbiddenUrl as e:
-        raise click.BadParameter(str(e), param_hint="--webhook-url") from e
+        told = [str(e), *(way for end, way in ALLOWING.items() if str(e).endswith(end))]
+        raise click.BadParameter(": ".join(told), param_hint="--webhook-url") from e
 
 
 def find_user(tx: Transaction, user_id: int) -> User:
@@ -221,7 +228,10 @@ def users_remove(user_id: int, yes: bool, as_json: bool) -> None:
     release()
     if not yes:
         found = ", ".join(f"{n} {table}" for table, n in counts.items())
-        click.confirm(f"Remove user {user_id}, with {found}, for good?", abort=True, err=True)
+        name = readable(db.session.get_one(User, user_id).name)
+        release()
+        question = f"Remove user {user_id} ({name}), with {found}, for good?"
+        click.confirm(question, abort=True, err=True)
     transact(_remove, user_id)
     for model, condition in mine.items():
         deleted = retention.delete_in_batches(model, condition, show_deleted)

@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from service import audit, retention
 from service.commands.arguments import ROW_ID, USER_ID
 from service.commands.checks import log_local
-from service.commands.output import as_json, row_of, show
+from service.commands.output import as_json, limit_option, limited, row_of, show
 from service.database.engine import db
 from service.database.health import NOT_CURRENT
 from service.database.models import Attempt, Delivery, DeliveryState, User
@@ -69,16 +69,16 @@ def webhooks_deliver(watch: bool, threads: int, as_json: bool) -> None:
 @webhooks.command("list")
 @click.option("--state", type=click.Choice([str(state) for state in DeliveryState]))
 @click.option("--user", "user_id", type=USER_ID)
-@click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
+@limit_option(50, most=1000)
 @as_json
 def webhooks_list(state: str | None, user_id: int | None, limit: int, as_json: bool) -> None:
     """List deliveries with their attempts, newest first."""
-    query = select(Delivery).order_by(Delivery.id.desc()).limit(limit)
+    query = select(Delivery).order_by(Delivery.id.desc())
     if state:
         query = query.where(Delivery.state == state)
     if user_id:
         query = query.where(Delivery.user_id == user_id)
-    show([delivery_row(row) for row in db.session.scalars(query).all()], as_json)
+    show([delivery_row(row) for row in limited(query, limit)], as_json)
 
 
 def delivery_row(row: Delivery) -> dict[str, Any]:

@@ -23,3 +23,9 @@ def is_current() -> bool:
 def _heads(directory: str) -> set[str]:
     # This reads every migration: done once per process, since /healthz is called often
     return set(ScriptDirectory(directory).get_heads())
+
+
+def revisions() -> set[str]:
+    """All that the schema has ever been, the current one included."""
+    script = ScriptDirectory(current_app.extensions["migrate"].directory)
+    return {revision.revision for revision in script.walk_revisions()}

@@ -217,7 +217,10 @@ def test_users_set_wants_something_to_set(flask, make_user):
 def test_webhook_url_must_be_https_unless_told_otherwise(make_app, flask):
     runner = make_app(WEBHOOK_REQUIRE_HTTPS=1).test_cli_runner()
     args = ("users", "add", "Ann", "--webhook-url")
-    assert "https" in flask(*args, "http://127.0.0.1/", exit_code=2, runner=runner)
+    told = flask(*args, "http://127.0.0.1/", exit_code=2, runner=runner)
+    assert "must begin with https://: WEBHOOK_REQUIRE_HTTPS=0 allows plain http" in told
+    told = flask(*args, "https://10.0.0.1/", exit_code=2, runner=runner)
+    assert "not on the public internet: WEBHOOK_ALLOWED_NETWORKS allows its network" in told
     flask(*args, "https://127.0.0.1/", runner=runner)
 
 

@@ -282,3 +282,23 @@ def test_what_generic_prints_is_a_command_that_sends_an_sms(app, client, add, op
         assert client.post(path, data=body, content_type=mime).status_code == 200
     [message] = messages(app)
     assert (message.digits, message.otp_code) == (digits, "493817")
+
+
+def test_the_fields_of_a_gateway_are_replaced_all_together(client, flask):
+    mapped = ("--field", "sms_text=data.txt", "--field", "sender=data.from")
+    add = ("providers", "add", "gw", "--format", "generic", *mapped, "--json")
+    path = flask(*add)["ingest_path"]
+    body = {"to": N, "data": {"text": "code 123456"}}
+    answer = client.post(path, json=body)
+    assert answer.json["errors"] == {"sms_text": ["there is nothing at data.txt"]}
+    changed = flask("providers", "set", "gw", "--field", "sms_text=data.text", "--json")
+    assert changed["fields"] == {"sms_text": "data.text"}
+    assert client.post(path, json=body).status_code == 200
+    assert "there is no field" in flask("providers", "set", "gw", "--field", "x=y", exit_code=2)
+    assert flask("audit", "--json")[0]["details"] == {"provider": "gw", "what": ["field"]}
+
+
+def test_fields_are_set_where_a_format_has_use_for_them(flask, add):
+    add("twilio")
+    told = flask("providers", "set", "gw", "--field", "sms_text=x", exit_code=2)
+    assert "twilio has its own fields" in told

@@ -65,7 +65,15 @@ def test_secret_key_is_changed_without_an_outage(make_app, receiver, flask):
     post(browser(both), "/profile/test")
     assert len(receiver.received) == 1
     resealed = {"resealed": 7, "unreadable": 0, "current": 0}
+    with old.app_context():
+        assert [*checks.former_secrets()] == []
+    with both.app_context():
+        assert [*checks.former_secrets()] == [
+            "7 secrets are still under a former SECRET_KEY: run `flask secrets reseal`"
+        ]
     assert run("secrets", "reseal", app=both) == resealed
+    with both.app_context():
+        assert [*checks.former_secrets()] == []
     assert run("secrets", "reseal", app=both)["current"] == 7
     alone = make_app(SECRET_KEY=NEW)
     with alone.app_context():

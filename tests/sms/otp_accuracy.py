@@ -8,10 +8,11 @@ from pathlib import Path
 from service.sms import otp
 
 DATA = Path(__file__).with_name("data")
+# As docs/extraction.md names them
 FILES = {
-    "written with the rules": DATA / "otp_corpus.jsonl",
-    "lookalikes": DATA / "otp_lookalikes.jsonl",
-    "never tuned to": DATA / "otp_heldout.jsonl",
+    "that it was made with": DATA / "otp_corpus.jsonl",
+    "that it was mended with later": DATA / "otp_lookalikes.jsonl",
+    "by another author": DATA / "otp_heldout.jsonl",
 }
 
 
@@ -56,7 +57,7 @@ def main():
     options = parser.parse_args()
     for name, path in {p.name: p for p in options.files}.items() or FILES.items():
         messages = read(path)
-        print(f"\n{name}: {len(messages)} messages")
+        print(f"\nMessages {name}: {len(messages)}")
         print(f"{'language':10} {'code found':>14} {'none, left':>14} {'wrong code':>11}")
         for language, row in table(messages):
             shares = (f"{row[f'{kind} right']}/{row[kind]}" for kind in ("code", "none"))

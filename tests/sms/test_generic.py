@@ -182,7 +182,7 @@ def test_a_lists_recipient_and_not_its_id_or_text_may_be_around_it(app, gateway,
 def test_without_its_list_there_is_no_sms(app, gateway, found):
     answer = gateway("--field sms=a.b")(json={"a": {"b": found}, "to": NUMBER, "text": TEXT})
     assert answer.status_code == 400
-    assert list(answer.json["errors"]) == ["sms"]
+    assert answer.json["errors"] == {"sms": ["there is no list of objects at a.b"]}
     assert stored(app) == []
 
 

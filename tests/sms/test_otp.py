@@ -206,7 +206,7 @@ def test_text_beyond_the_maximum_is_not_read():
     assert code(f"{filler}Your code is {CODE}") is None
 
 
-@pytest.mark.parametrize("name", ["written with the rules", "lookalikes"])
+@pytest.mark.parametrize("name", ["that it was made with", "that it was mended with later"])
 @pytest.mark.parametrize("kind", ["code", "none"])
 def test_accuracy_on_the_corpus(kind, name):
     """It was tuned to these; `python -m tests.sms.otp_accuracy` prints what it was not, too."""
@@ -215,7 +215,7 @@ def test_accuracy_on_the_corpus(kind, name):
 
 
 def test_accuracy_on_messages_that_it_was_not_tuned_to():
-    codes, nones = otp_accuracy.rates(otp_accuracy.read(otp_accuracy.FILES["never tuned to"]))
+    codes, nones = otp_accuracy.rates(otp_accuracy.read(otp_accuracy.FILES["by another author"]))
     assert codes >= 0.98
     assert nones >= 0.99
 

@@ -50,15 +50,20 @@ def parse(request: Request, options: Options) -> Sms | list[Sms]:
     found = walk(body, options.fields[LIST])[1] if LIST in options.fields else body
     outer, query = body if isinstance(body, dict) else {}, forms.query(request).to_dict()
     if isinstance(found, dict):
-        return _sms(_fields(found, outer, query, options.fields), options.numbers)
+        return _sms(_fields(found, outer, query, options.fields), options)
     items = found if isinstance(found, list) else []
     if not items or not all(isinstance(item, dict) for item in items):
-        raise BadRequest(f"{LIST} must be a list of objects", errors={LIST: ["must be objects"]})
+        why = (
+            f"there is no list of objects at {options.fields[LIST]}"
+            if LIST in options.fields
+            else "must be objects"
+        )
+        raise BadRequest(f"{LIST} must be a list of objects", errors={LIST: [why]})
     messages: list[Sms] = []
     errors: dict[str, Any] = {}
     for n, item in enumerate(items):
         try:
-            messages.append(_sms(_fields(item, outer, query, options.fields), options.numbers))
+            messages.append(_sms(_fields(item, outer, query, options.fields), options))
         except BadRequest as e:
             errors |= {f"{n}.{name}": why for name, why in (e.errors or {}).items()}
     if errors:
@@ -110,9 +115,16 @@ def _is_told(name: str, value: Any) -> bool:
     return value is not None
 
 
-def _sms(fields: dict[str, Any], numbers: Mapping[str, str]) -> Sms:
-    told, sim = fields.get("phone_number"), fields.pop("sim", None)
-    return read(fields, _recipient(numbers, told, sim) if numbers else None)
+def _sms(fields: dict[str, Any], options: Options) -> Sms:
+    numbers, told, sim = options.numbers, fields.get("phone_number"), fields.pop("sim", None)
+    try:
+        return read(fields, _recipient(numbers, told, sim) if numbers else None)
+    except BadRequest as e:
+        # Who set the path up reads this: where it was looked for
+        errors = e.errors or {}
+        for name in errors.keys() & options.fields.keys() - fields.keys():
+            errors[name] = [f"there is nothing at {options.fields[name]}"]
+        raise
 
 
 def _recipient(numbers: Mapping[str, str], told: Any, sim: Any) -> str:
