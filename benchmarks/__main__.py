@@ -166,7 +166,7 @@ def million(bench, table, engine):
 
 
 def national(bench, table, engine):
-    """Messages of a number in national form, of a user with a million numbers and of one with 100."""
+    """Messages by the national form of a number, of a user with a million and of one with 100."""
     servers, count = {}, 100_000 if bench.quick else 1_000_000
     for name, numbers in (("few", 100), ("many", count)):
         url = bench.database(engine)

@@ -289,8 +289,9 @@ def get_number(n):
 
 
 def messages(n, phone_number=None):
+    query = f"limit=20&phone_number={phone_number or digits(n)}"
     return (
-        f"GET /api/messages?limit=20&phone_number={phone_number or digits(n)} HTTP/1.1\r\nHost: bench\r\n"
+        f"GET /api/messages?{query} HTTP/1.1\r\nHost: bench\r\n"
         f"Authorization: Bearer {user_key(n)}\r\n\r\n"
     )
 

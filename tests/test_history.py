@@ -161,7 +161,7 @@ def test_a_national_form_is_looked_up_in_no_other_numbers(app, client, make_user
             asked.append((statement, parameters))
 
     with listening(app, before_cursor_execute=listen):
-        client.get("/api/messages?phone_number=7400849540", headers=user.headers)
+        assert read(client, "messages", user, phone_number="7400849540") == []
     assert asked
     with app.app_context(), db.engine.connect() as connection:
         for statement, parameters in asked:

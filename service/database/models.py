@@ -39,6 +39,7 @@ class Unmatched(StrEnum):
 
 # The webhook state that users see for a message that fires none
 NO_WEBHOOK = "none"
+NATIONAL = Computed("substr(digits, length(phone_code) + 1)", persisted=False)
 
 
 class Trigger(StrEnum):
@@ -188,10 +189,7 @@ class PhoneNumber(Base):
     country_id: Mapped[int]
     operator_id: Mapped[int | None]
     phone_code: Mapped[str | None] = mapped_column(String(8))
-    # The digits after the phone code: the national form, by which a user may ask for it
-    national: Mapped[str | None] = mapped_column(
-        String(20), Computed("substr(digits, length(phone_code) + 1)", persisted=False)
-    )
+    national: Mapped[str | None] = mapped_column(String(20), NATIONAL)
     idempotency_hash: Mapped[str | None] = mapped_column(ASCII)
     requested_at: Mapped[datetime] = mapped_column(UTCDateTime, default=utcnow)
     assigned_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
