@@ -4,7 +4,7 @@ import contextlib
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -45,8 +45,10 @@ class Transaction:
         self.session = session
         self._connection = connection
 
-    def execute(self, statement: Executable, values: Values | None = None) -> CursorResult[Any]:
-        """Run a Core statement."""
+    def execute(
+        self, statement: Executable, values: Values | Sequence[Values] | None = None
+    ) -> CursorResult[Any]:
+        """Run a Core statement, for each of several `values` if so given."""
         return self._connection.execute(statement, values)
 
     def store(self, row: Record) -> Record:

@@ -6,6 +6,7 @@ import math
 import random
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -36,7 +37,8 @@ MAX_RETRY_AFTER = 3600
 # Compiled once, without the ORM: the statements of every webhook
 _ATTEMPT, _DELIVERIES = insert(AttemptRow.table()), Delivery.table()
 _FINISH = update(_DELIVERIES).where(
-    _DELIVERIES.c.id == bindparam("held_id"), _DELIVERIES.c.lease == bindparam("held_lease")
+    _DELIVERIES.c.id.in_(bindparam("held_ids", expanding=True)),
+    _DELIVERIES.c.lease == bindparam("held_lease"),
 )
 
 
@@ -52,12 +54,8 @@ class _Tried(NamedTuple):
         return isinstance(self.outcome, Attempt) and self.outcome.result.is_success
 
 
-class _Recorded(NamedTuple):
-    """What was written: the delivery's state, and what happened to its endpoint."""
-
-    state: DeliveryState
-    is_arrival: bool = False  # whether this is the webhook's first successful delivery
-    change: endpoint.Change | None = None
+class _LeaseLost(Exception):
+    """Somebody else took over one of the deliveries that were to be recorded together."""
 
 
 def deliver(
@@ -157,58 +155,71 @@ def _record(
     user: User, tried: Sequence[_Tried], untried: Sequence[Delivery] = ()
 ) -> list[DeliveryState]:
     """Record the outcomes and release `untried`, in one transaction; returns the new states."""
-    recorded = transact(_write, user, tried, untried)
-    for row in recorded:
-        if change := row.change:
-            event(change.event, logging.WARNING, user_id=user.id, failures=change.failures)
-    return [row.state for row in recorded]
+    try:
+        states, changes = transact(_write, user, tried, untried)
+    except _LeaseLost:
+        each = [state for row in tried for state in _record(user, [row])]
+        return each + _record(user, [], untried)
+    for change in changes:
+        event(change.event, logging.WARNING, user_id=user.id, failures=change.failures)
+    return states
 
 
 def _write(
     tx: Transaction, user: User, tried: Sequence[_Tried], untried: Sequence[Delivery]
-) -> list[_Recorded]:
-    queue.give_back(tx, untried)
-    recorded = [_write_outcome(tx, row, user, row.outcome) for row in tried]
-    if arrivals := sum(row.is_arrival for row in recorded):
-        tx.count(user.id, utcnow(), webhooks_delivered=arrivals)
-    return recorded
+) -> tuple[list[DeliveryState], list[endpoint.Change]]:
+    """The attempts, the deliveries' new states and the endpoint's circuit; what happened to that.
 
-
-def _write_outcome(
-    tx: Transaction, tried: _Tried, user: User, attempt: Attempt | PutOff
-) -> _Recorded:
-    """The attempt, the delivery's new state and the endpoint's circuit.
-
-    The row is unchanged since it was leased: nobody else changes it while the lease is held.
+    The rows are unchanged since they were leased: nobody else changes one while the lease is held.
+    Those with the same outcome are written by one statement.
     """
-    if isinstance(attempt, PutOff):  # not counted as an attempt
-        _finish(tx, tried, last_result=attempt.reason, next_attempt_at=attempt.until)
-        return _Recorded(DeliveryState.PENDING)
-    row, now = tried.delivery, utcnow()
-    was_delivered = row.state == DeliveryState.DELIVERED
-    changes = _changes(row, attempt, now)
-    if not _finish(tx, tried, **changes):
-        # The lease expired and somebody else took over
-        current = tx.session.get_one(Delivery, row.id, populate_existing=True)
-        return _Recorded(DeliveryState(current.state))
-    values = {
-        "delivery_id": row.id,
+    queue.give_back(tx, untried)
+    now = utcnow()
+    written = [(row, _changes(row.delivery, row.outcome, now)) for row in tried]
+    if not _finish(tx, written):
+        current = tx.session.get_one(Delivery, tried[0].delivery.id, populate_existing=True)
+        return [DeliveryState(current.state)], []
+    attempts = [
+        _row(row.delivery, row.outcome, changes["next_attempt_at"])
+        for row, changes in written
+        if isinstance(row.outcome, Attempt)
+    ]
+    if attempts:
+        tx.execute(_ATTEMPT, attempts)
+    # Of several successes, one says what there is to say of the endpoint
+    outcomes = [row.outcome for row in tried if isinstance(row.outcome, Attempt)]
+    judged = {attempt.result.is_success: attempt for attempt in outcomes}.values()
+    happened = [endpoint.judge(tx, user, attempt, now) for attempt in judged]
+    if arrivals := sum(map(_is_arrival, tried)):
+        tx.count(user.id, utcnow(), webhooks_delivered=arrivals)
+    states = [DeliveryState(changes.get("state", row.delivery.state)) for row, changes in written]
+    return states, [change for change in happened if change]
+
+
+def _is_arrival(tried: _Tried) -> bool:
+    """Whether it is a webhook's first successful delivery."""
+    delivery = tried.delivery
+    was_delivered = delivery.state == DeliveryState.DELIVERED
+    return tried.is_success and not was_delivered and delivery.message_id is not None
+
+
+def _row(delivery: Delivery, attempt: Attempt, next_attempt_at: datetime | None) -> dict[str, Any]:
+    return {
+        "delivery_id": delivery.id,
         "trigger": attempt.trigger,
         "started_at": attempt.started_at,
         "ms": attempt.ms,
         "result": attempt.result,
         "answer": attempt.answer,
         "url": attempt.url,
-        "next_attempt_at": changes["next_attempt_at"],
+        "next_attempt_at": next_attempt_at,
     }
-    tx.execute(_ATTEMPT, values)
-    change = endpoint.judge(tx, user, attempt, now)
-    is_arrival = attempt.result.is_success and not was_delivered and row.message_id is not None
-    return _Recorded(DeliveryState(changes.get("state", row.state)), is_arrival, change)
 
 
-def _changes(row: Delivery, attempt: Attempt, now: datetime) -> dict[str, Any]:
-    """The changes that the attempt makes to its delivery."""
+def _changes(row: Delivery, attempt: Attempt | PutOff, now: datetime) -> dict[str, Any]:
+    """The changes that the attempt makes to its delivery; what is put off counts as none."""
+    if isinstance(attempt, PutOff):
+        return {"last_result": attempt.reason, "next_attempt_at": attempt.until}
     attempts, result = row.attempts + 1, attempt.result
     changes: dict[str, Any] = {"attempts": attempts, "last_result": result, "next_attempt_at": None}
     if result.is_success:
@@ -223,11 +234,20 @@ def _changes(row: Delivery, attempt: Attempt, now: datetime) -> dict[str, Any]:
     return changes | {"state": DeliveryState.PENDING, "next_attempt_at": next_at}
 
 
-def _finish(tx: Transaction, tried: _Tried, **changes: Any) -> bool:
-    """Write `changes` and end the lease, if it is still this caller's."""
-    held = {"held_id": tried.delivery.id, "held_lease": tried.lease}
-    values = changes | {"lease": None, "leased_until": None}
-    return tx.execute(_FINISH, values | held).rowcount == 1
+def _finish(tx: Transaction, written: Sequence[tuple[_Tried, dict[str, Any]]]) -> bool:
+    """Write the changes and end the leases, if they are still this caller's; raises _LeaseLost if
+    only some are."""
+    alike: defaultdict[tuple[Any, ...], list[int]] = defaultdict(list)
+    for row, changes in written:
+        alike[row.lease, *changes.items()].append(row.delivery.id)
+    ended = 0
+    for (lease, *items), ids in alike.items():
+        held = {"held_ids": ids, "held_lease": lease}
+        values = dict(items) | {"lease": None, "leased_until": None}
+        ended += tx.execute(_FINISH, values | held).rowcount
+    if ended < len(written) > 1:
+        raise _LeaseLost
+    return ended == len(written)
 
 
 def delay(attempts: int, retry_after: str | None) -> timedelta:

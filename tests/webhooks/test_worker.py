@@ -397,6 +397,21 @@ def test_a_batch_gives_back_only_what_it_still_holds(world):
     assert world.row(other).state == "delivered"
 
 
+def test_of_a_batch_what_is_still_held_is_recorded_though_one_was_taken_over(world):
+    first, theirs, third = world.add(3)
+
+    def take_over():
+        world.change(id=theirs, lease="another", leased_until=utcnow() + timedelta(hours=1))
+
+    with called_back(world, lambda: None, lambda: None, take_over):
+        assert world.work() == ["delivered", "delivered", "pending"]
+    rows = {row.id: (row.state, row.attempts, row.lease) for row in world.rows()}
+    held = ("delivered", 1, None)
+    assert rows == {first: held, theirs: ("pending", 0, "another"), third: held}
+    assert world.counted() == 2
+    assert [row.delivery_id for row in world.rows(Attempt)] == [first, third]
+
+
 def test_a_batch_that_lasts_is_recorded_before_it_goes_on(world):
     """So that a crash repeats little, and what it holds goes to who is free."""
     world.add(3)
