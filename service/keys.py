@@ -8,6 +8,9 @@ from functools import lru_cache
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from flask import current_app
 
+# Of how many secrets what unseal() has read is remembered: each webhook asks for its user's
+REMEMBERED = 1000
+
 
 class Unreadable(Exception):
     """The secret was sealed under another SECRET_KEY."""
@@ -32,15 +35,20 @@ def sha256(*parts: str) -> str:
 
 def seal(secret: str) -> str:
     """`secret` encrypted and authenticated (Fernet: AES-CBC and HMAC-SHA256)."""
-    return _boxes().encrypt(secret.encode()).decode()
+    return _boxes(*_secret_keys()).encrypt(secret.encode()).decode()
 
 
 def unseal(sealed: str) -> str:
     """The secret in `sealed`, under SECRET_KEY or a former one; raises Unreadable."""
     try:
-        return _boxes().decrypt(sealed.encode()).decode()
+        return _unsealed(sealed, *_secret_keys())
     except InvalidToken as e:
         raise Unreadable("sealed under another SECRET_KEY") from e
+
+
+@lru_cache(REMEMBERED)
+def _unsealed(sealed: str, *secret_keys: str) -> str:
+    return _boxes(*secret_keys).decrypt(sealed.encode()).decode()
 
 
 def is_readable(sealed: str) -> bool:
@@ -67,12 +75,15 @@ def reseal(sealed: str) -> str:
     return sealed if is_under_secret_key(sealed) else seal(unseal(sealed))
 
 
-def _boxes() -> MultiFernet:
-    """Encrypts under SECRET_KEY, decrypts under the former ones too."""
+def _secret_keys() -> tuple[str, ...]:
+    """SECRET_KEY, and the former ones."""
     config = current_app.config
-    return MultiFernet(
-        [_box(key) for key in (config["SECRET_KEY"], *config["SECRET_KEY_FALLBACKS"])]
-    )
+    return (config["SECRET_KEY"], *config["SECRET_KEY_FALLBACKS"])
+
+
+def _boxes(*secret_keys: str) -> MultiFernet:
+    """Encrypts under the first of the keys, decrypts under the others too."""
+    return MultiFernet([_box(key) for key in secret_keys])
 
 
 @lru_cache(16)
