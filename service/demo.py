@@ -121,6 +121,7 @@ The service:      {self.url}
 The main server:  {self.main_server} (sandbox)
 The webhook URL:  {self.receiver}/webhook (each webhook is printed here)
 Your API key:     {self.api_key}
+Webhook secret:   {self.webhook_secret}
 Your profile:     {self.url}/profile (log in with the key)
 
 Paste these into another terminal:

@@ -57,7 +57,7 @@ esac
 
 # A webhook may come twice, with the same webhook-id. What takes long is for later: after 5 seconds
 # without an answer, the webhook counts as not delivered
-sed -n 's/^{"event":"otp_received","data":{"phone_number":"\([^"]*\)","otp_code":"\([^"]*\)".*/\1 \2/p
+{ cat "$body" && echo; } | sed -n 's/^{"event":"otp_received","data":{"phone_number":"\([^"]*\)","otp_code":"\([^"]*\)".*/\1 \2/p
   t
-  s/^{"event":"\([^"]*\)".*/event: \1/p' "$body" >&2
+  s/^{"event":"\([^"]*\)".*/event: \1/p' >&2
 answer '204 No Content'

@@ -13,6 +13,7 @@ FILES = {
     "that it was made with": DATA / "otp_corpus.jsonl",
     "that it was mended with later": DATA / "otp_lookalikes.jsonl",
     "by another author": DATA / "otp_heldout.jsonl",
+    "read once": DATA / "otp_blind.jsonl",
 }
 
 

@@ -215,9 +215,10 @@ def test_accuracy_on_the_corpus(kind, name):
 
 
 def test_accuracy_on_messages_that_it_was_not_tuned_to():
-    codes, nones = otp_accuracy.rates(otp_accuracy.read(otp_accuracy.FILES["by another author"]))
-    assert codes >= 0.98
-    assert nones >= 0.99
+    for name, found in (("by another author", 0.98), ("read once", 0.96)):
+        codes, nones = otp_accuracy.rates(otp_accuracy.read(otp_accuracy.FILES[name]))
+        assert codes >= found
+        assert nones >= 0.99
 
 
 def test_no_message_gives_a_wrong_code():
