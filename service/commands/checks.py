@@ -167,7 +167,10 @@ def due_deliveries() -> Iterator[str]:
     """A worker claims what is due within a second: what has long been due has no worker."""
     late, _ = queue.due(late=timedelta(minutes=1))
     if late:
-        yield f"{late} webhook deliveries are due and no worker takes them"
+        yield (
+            f"{late} webhook deliveries have been due for a minute: no worker runs, "
+            "or more are due than it can send"
+        )
 
 
 @needs_database

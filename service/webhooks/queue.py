@@ -125,7 +125,9 @@ def due(late: timedelta = timedelta(0)) -> tuple[int, datetime | None]:
     """How many deliveries a worker could have taken for `late`, and since when the oldest."""
     now = utcnow()
     figures = select(func.count(), func.min(Delivery.next_attempt_at)).join_from(Delivery, User)
-    row = db.session.execute(figures.where(is_due(now - late), may_be_tried(now))).one()
+    # A circuit that has just half-opened let nobody take them before
+    since = now - late
+    row = db.session.execute(figures.where(is_due(since), may_be_tried(since))).one()
     return row[0], row[1]
 
 

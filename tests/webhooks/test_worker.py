@@ -591,8 +591,18 @@ def test_doctor_tells_of_what_has_been_due_for_a_minute(world, flask, late, told
     world.add(next_attempt_at=now - 2 * MINUTE, lease="x", leased_until=now + MINUTE)
     world.add(next_attempt_at=now + MINUTE)
     problems = flask("doctor", "--json", exit_code=1)["problems"]
-    assert ("1 webhook deliveries are due and no worker takes them" in problems) == told
+    assert ("1 webhook deliveries have been due for a minute" in str(problems)) == told
     assert ("due" in str(problems)) == told
+
+
+@pytest.mark.parametrize(
+    ("closed", "told"), [(-MINUTE, False), (MINUTE / 2, False), (MINUTE * 2, True)]
+)
+def test_what_an_open_circuit_kept_back_has_not_been_due(world, flask, closed, told):
+    world.add(next_attempt_at=utcnow() - 5 * MINUTE)
+    world.change(User, webhook_failures=5, webhook_open_until=utcnow() - closed)
+    problems = flask("doctor", "--json", exit_code=1)["problems"]
+    assert ("1 webhook deliveries have been due for a minute" in str(problems)) == told
 
 
 @pytest.mark.server
