@@ -53,6 +53,9 @@ class Config:
         # ... non-public networks that webhooks may reach, as CIDRs
         self.WEBHOOK_ALLOWED_NETWORKS = read.networks("WEBHOOK_ALLOWED_NETWORKS")
 
+        # Both: a file of certificates (PEM) that are trusted besides the public ones
+        self.CA_BUNDLE = read.certificates("CA_BUNDLE")
+
         # Web: signs browser sessions, encrypts webhook secrets
         self.SECRET_KEY = read.secret("SECRET_KEY")
         # ... former ones, which still open what was signed or encrypted under them
@@ -260,6 +263,15 @@ class _Reader:
         except ValueError as e:
             raise ConfigError(f"{name} {e}") from e
         return value
+
+    def certificates(self, name: str) -> str | None:
+        path = self.text(name)
+        try:
+            if path:
+                ssl.create_default_context(cafile=path)
+        except OSError as e:  # an SSLError too
+            raise ConfigError(f"{name} must be a file of certificates (PEM): {e.strerror}") from e
+        return path
 
     def networks(self, name: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
         text = self.text(name) or ""

@@ -2,6 +2,7 @@
 
 import http.client
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ import urllib3
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.util.ssl_ import create_urllib3_context
 
 from service import dialling
 from service.deadlines import Deadline
@@ -145,15 +147,22 @@ def _kind(error: Exception, this: "_Call") -> str:
     return "connection" if this.sent else "connect"
 
 
-def new_session(pool_size: int = 32) -> "Session":
-    """A pooled session that knows no proxies, `.netrc`, cookies or redirects."""
+def new_session(pool_size: int = 32, ca_bundle: str | None = None) -> "Session":
+    """A pooled session that knows no proxies, `.netrc`, cookies or redirects.
+
+    `ca_bundle` is a file of certificates (PEM) that it trusts besides the public ones.
+    """
+    context = None
+    if ca_bundle:
+        context = create_urllib3_context()
+        context.load_verify_locations(ca_bundle)
     session = Session()
     session.trust_env = False
     session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
     # Compressed answers could grow without bound when unpacked
     session.headers.update({"Accept-Encoding": "identity", "User-Agent": USER_AGENT})
     for scheme in ("http://", "https://"):
-        session.mount(scheme, _Adapter(pool_connections=pool_size, pool_maxsize=pool_size))
+        session.mount(scheme, _Adapter(pool_size, context))
     return session
 
 
@@ -176,8 +185,12 @@ class Session(requests.Session):
 
 
 class _Adapter(HTTPAdapter):
+    def __init__(self, pool_size: int, context: ssl.SSLContext | None) -> None:
+        self._context = context
+        super().__init__(pool_connections=pool_size, pool_maxsize=pool_size)
+
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, **kwargs)
+        super().init_poolmanager(*args, ssl_context=self._context, **kwargs)
         self.poolmanager.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
 
 

@@ -108,7 +108,7 @@ class Grant(NamedTuple):
 def init_app(app: Flask) -> None:
     cache = SharedCache[dict[str, Any]](app.config["INIT_CACHE_SECONDS"])
     app.extensions["upstream"] = {
-        "session": outbound.new_session(),
+        "session": outbound.new_session(ca_bundle=app.config["CA_BUNDLE"]),
         "init": cache,
         "heeds_keys": False,
     }

@@ -24,6 +24,7 @@ DEFAULTS = {
     "WEBHOOK_TIMEOUT": 5,
     "WEBHOOK_REQUIRE_HTTPS": True,
     "WEBHOOK_ALLOWED_NETWORKS": (),
+    "CA_BUNDLE": None,
     "SECRET_KEY": None,
     "SECRET_KEY_FALLBACKS": [],
     "SYSTEM_API_KEY_FALLBACKS": [],
@@ -83,6 +84,12 @@ def test_what_is_neither_yes_nor_no_nor_a_level_is_refused():
         assert level == given.upper()
     with pytest.raises(ConfigError, match="LOG_LEVEL must be one of DEBUG, INFO, WARNING, ERROR"):
         Config({"LOG_LEVEL": "loud"})
+
+
+def test_a_ca_bundle_is_a_file_of_certificates(tmp_path):
+    for path, why in ((tmp_path / "none.pem", "No such file"), (tmp_path, ""), (__file__, "")):
+        with pytest.raises(ConfigError, match=f"CA_BUNDLE must be a file of certificates.*{why}"):
+            Config({"CA_BUNDLE": str(path)})
 
 
 def test_networks_are_separated_by_commas_or_spaces():

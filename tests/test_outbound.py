@@ -21,6 +21,7 @@ from service import outbound
 from service.database.engine import db
 from service.version import VERSION
 from tests.conftest import SYSTEM_KEY
+from tests.databases import on_sqlite
 from tests.fixtures import ROOT
 from tests.peers import HEAD, NO_STATUS, SLOW, body_drip, header_drip, raw_server, silence
 
@@ -473,8 +474,9 @@ def test_a_certificate_that_nobody_vouches_for_is_refused_before_anything_is_sen
     assert not talk.seen
 
 
-def test_a_trusted_certificate_counts_for_its_name_only(session, tls, addresses):
-    context, session.verify = tls
+def test_a_trusted_certificate_counts_for_its_name_only(tls, addresses):
+    context, file = tls
+    session = outbound.new_session(ca_bundle=file)
     addresses["other.test"] = ["127.0.0.1"]
     with raw_server(over_tls(context, answering())) as url:
         url = url.replace("http", "https")
@@ -482,6 +484,21 @@ def test_a_trusted_certificate_counts_for_its_name_only(session, tls, addresses)
         other = url.replace("127.0.0.1", "other.test")
         assert failure(session, other) == ("tls", False)
         session.close()
+
+
+@on_sqlite
+def test_webhooks_and_calls_of_the_main_server_trust_the_ca_bundle_and_the_public_ones(
+    make_app, tls
+):
+    context, file = tls
+    app = make_app(CA_BUNDLE=file)
+    for session in (app.extensions["webhook_session"], app.extensions["upstream"]["session"]):
+        with raw_server(over_tls(context, answering())) as url:
+            url = url.replace("http", "https")
+            assert outbound.call(session, "GET", url, seconds=30, limit=10).status == 200
+            session.close()
+        trusted = session.get_adapter(url).poolmanager.connection_pool_kw["ssl_context"]
+        assert trusted.cert_store_stats()["x509"] > 100
 
 
 @pytest.mark.parametrize("talk", SLOW)

@@ -47,7 +47,8 @@ class PutOff(NamedTuple):
 
 
 def init_app(app: Flask) -> None:
-    app.extensions["webhook_session"] = outbound.new_session()
+    session = outbound.new_session(ca_bundle=app.config["CA_BUNDLE"])
+    app.extensions["webhook_session"] = session
 
 
 def post(
