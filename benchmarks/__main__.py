@@ -30,6 +30,10 @@ from tests import mariadb
 
 ENGINES = ("sqlite", "mariadb")
 EVERYBODY = range(1, harness.USERS + 1)
+PAGES = (
+    "", "/summary", "/numbers", "/messages", "/messages?text=4475", "/webhooks",
+    "/webhooks?state=pending",
+)  # fmt: skip
 ROW = "{:50} {:8} {:>8} {:>15}  {:>8}  {}"
 
 
@@ -163,6 +167,23 @@ def million(bench, table, engine):
             continue
         table.row(case, engine, ratios(results, "p50", "full", "empty"), 1.15)
         table.beside(results)
+
+
+def pages(bench, table, engine):
+    """The pages of a user with a million numbers and SMS; in the browser's own connection."""
+    url, count = bench.database(engine), 100_000 if bench.quick else 1_000_000
+    with harness.service_app(url):
+        records.add(count, deliveries=True, users=1)
+    server = bench.serve("ours", url)
+    cookie = harness.log_in(server, 1)
+    for path in PAGES:
+        request = harness.get(f"/profile{path}", Cookie=cookie)
+        results = [
+            {"ours": bench.load(server, [request], callers=1, seconds=bench.seconds(1))}
+            for _ in range(bench.rounds(3))
+        ]
+        case = f"{count:,} numbers and SMS of one user: /profile{path}"
+        table.row(case, engine, [result["ours"].p50 for result in results], 150, unit=" ms")
 
 
 def national(bench, table, engine):
@@ -326,6 +347,7 @@ CASES = {
     "holes": (holes, ENGINES),
     "crowds": (slow_peers.crowds, ENGINES),
     "million": (million, ENGINES),
+    "pages": (pages, ENGINES),
     "national": (national, ENGINES),
     "worker": (worker, ENGINES),
     "probes": (probes, ENGINES),

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flask_migrate import upgrade
+from requests import Session
 
 from config import Config
 from service import create_app, keys
@@ -276,8 +278,19 @@ def digits(n):
     return f"4474{n:08}"
 
 
-def get(path):
-    return f"GET {path} HTTP/1.1\r\nHost: bench\r\n\r\n"
+def get(path, **headers):
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"GET {path} HTTP/1.1\r\nHost: bench\r\n{lines}\r\n"
+
+
+def log_in(server, n):
+    """The cookie of a browser that user `n` is logged in with."""
+    url = f"http://127.0.0.1:{server.port}/login"
+    with Session() as browser:
+        token = re.search(r'name="csrf_token" value="([^"]+)"', browser.get(url, timeout=10).text)
+        form = {"csrf_token": token[1], "api_key": user_key(n)}
+        browser.post(url, data=form, timeout=10).raise_for_status()
+        return "; ".join(f"{cookie.name}={cookie.value}" for cookie in browser.cookies)
 
 
 def init(n):
