@@ -200,7 +200,7 @@ class PhoneNumber(Base):
         Index(None, "digits", "assigned_at"),
         Index(None, "user_id", "state", "id"),
         Index(None, "user_id", "requested_at", "id"),
-        Index(None, "user_id", "national"),
+        Index(None, "user_id", "state", "national"),
         UniqueConstraint("user_id", "idempotency_hash"),
     )
 

@@ -11,13 +11,13 @@ down_revision = '0009'
 branch_labels = None
 depends_on = None
 
-INDEX = 'ix_phone_numbers_user_id_national'
+INDEX = 'ix_phone_numbers_user_id_state_national'
 
 
 def upgrade():
     national = sa.Computed('substr(digits, length(phone_code) + 1)', persisted=False)
     op.add_column('phone_numbers', sa.Column('national', sa.String(length=20), national, nullable=True))
-    op.create_index(INDEX, 'phone_numbers', ['user_id', 'national'], unique=False)
+    op.create_index(INDEX, 'phone_numbers', ['user_id', 'state', 'national'], unique=False)
 
 
 def downgrade():
