@@ -316,9 +316,7 @@ def install(bench, table, engine):
     command = [sys.executable, "-c", code]
     took = [float(subprocess.check_output(command, cwd=harness.ROOT)) for _ in range(7)]
     table.row("import service", "", took, 0.5, unit=" s")
-    table.row(
-        "installed, without bytecode", "", [_installed_mb()], 60, unit=" MB"
-    )
+    table.row("installed, without bytecode", "", [_installed_mb()], 60, unit=" MB")
 
 
 def _installed_mb():
