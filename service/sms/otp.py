@@ -79,11 +79,11 @@ def extract(text: str) -> Found | None:
     bare = text.strip(" \r\n.")
     if len(found) == 1 and found[0].needs == Needs.LABEL and len(bare) == found[0].length:
         return Found(found[0].code, "alone")
-    if labels["prize"].all and not labels["login"].all:  # "You won! Claim with PIN 4938"
+    if labels["prize"].all and not reading.is_login:  # "You won! Claim with PIN 4938"
         return None
     if labels["owned"].all and not labels["code"].all:  # "the store code is new: use 493817"
         return None
-    is_login = bool(labels["login"].all)
+    is_login = reading.is_login
     if labels["promo"].all or "%" in text:  # "get 20% off with AB12CD", "enter 493817 to win"
         found = [x._replace(may_be_typed=False) for x in found if is_login or x.code.isdigit()]
     found = [x for x in found if is_login or not x.is_word]  # "code SAVE20"
@@ -117,7 +117,7 @@ def _best(numbers: list[Around]) -> Found | None:
 def _scores(number: Around, taken: Taken) -> Iterator[Score]:
     """The scores of a number by the label before it, the label after it, and a verb."""
     one, before, after = number.one, number.before, number.after
-    is_login = bool(number.reading.labels["login"].all)
+    is_login = number.reading.is_login
     if before and (number.joined or (one.needs < Needs.JOINT and before not in taken.left)):
         end = min(one.start, before.end + LINE) if number.is_line else one.start
         is_sure = number.joined or number.joint or number.is_line or number.is_dashed
@@ -157,15 +157,15 @@ def _points(number: Around, start: int, end: int, joint: Label | None = None) ->
 def _is_to_be_typed(number: Around) -> bool:
     """Whether a verb points to it: "enter 493817", "493817 girin", "log in with 493817"; or to a
     shorter one beside what it is for: "enter 4938 to log in", "use 4938 to reset your password"."""
-    after, is_login = number.after, bool(number.reading.labels["login"].all)
-    is_for = is_login or (after and number.reading.is_clause(number.one.end, after.start))
-    if number.one.length < TYPED and not is_for:
+    one, after, reading = number.one, number.after, number.reading
+    is_for = reading.is_login or (after and reading.is_clause(one.end, after.start))
+    if one.length < TYPED and not is_for:
         return False
     if number.right_before("enter") or number.right_after("...enter"):
         return True
     preposition = number.right_before("with")
     if not preposition:
         return False
-    verb = number.reading.labels["login"].last_before(preposition.start)
-    is_one = verb and not number.reading.pause(verb.end, preposition.start)
+    verb = reading.labels["login"].last_before(preposition.start)
+    is_one = verb and not reading.pause(verb.end, preposition.start)
     return bool(is_one or number.right_after("login"))

@@ -46,6 +46,11 @@ class Reading:
         for match in _PAUSE.finditer(text):
             self._pauses[self._length(match)].append(match.start())
 
+    @property
+    def is_login(self) -> bool:
+        """Whether a word says that it is about a login."""
+        return bool(self.labels["login"].all)
+
     def _length(self, stop: re.Match[str]) -> int:
         """How long a pause is: none after "M.", "Ltd.", "руб."; short before a digit or "is"."""
         place, following = stop.start(), stop["next"] or "A"
