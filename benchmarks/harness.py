@@ -11,11 +11,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from flask_migrate import upgrade
 from requests import Session
 
 from config import Config
 from service import create_app, keys
+from service.database import migrating
 from service.database.columns import utcnow
 from service.database.engine import db
 from service.database.models import PhoneNumber, Provider, User
@@ -179,8 +179,8 @@ class Bench:
             url = self._mariadb.url(f"bench{self._files}")
         else:
             url = f"sqlite:///{self.folder}/bench{self._files}.sqlite3"
-        with service_app(url):
-            upgrade()
+        with service_app(url) as app:
+            migrating.upgrade(app)
             transact(lambda tx: self._add_users(hooks or [f"{self.url}/hook"] * USERS))
         return url
 

@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 from flask import Flask
-from flask_migrate import upgrade
 
 from config import Config
 from service import create_app
+from service.database import migrating
 from service.database.columns import utcnow
 from service.database.engine import db
 from service.database.models import PhoneNumber, Provider, User
@@ -40,7 +40,7 @@ def measure(folder, hook, hole):
     )
     ingest = new_key("ing")
     with app.app_context():
-        upgrade()
+        migrating.upgrade(app)
 
         def add(tx):
             db.session.add(Provider(name="gw", format="generic", key_hash=sha256(ingest)))

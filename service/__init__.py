@@ -16,7 +16,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from config import Config, ConfigError
 from service import commands, limits, logs, metrics, pages, upstream, waiting, watch
 from service.api import routes
-from service.database.engine import db, migrate, restrict, set_up_mysql, set_up_sqlite
+from service.database.engine import db, restrict, set_up_mysql, set_up_sqlite
 from service.database.health import is_old_schema
 from service.errors import Busy, SchemaNotCurrent
 from service.pages import session
@@ -48,8 +48,6 @@ def create_app(config: Config | None = None) -> Flask:
 
     db.init_app(app)
     restrict(Path(app.instance_path))  # which holds the database and a key
-    migrations = str(Path(__file__).with_name("migrations"))
-    migrate.init_app(app, db, directory=migrations, render_as_batch=False)
     with app.app_context():
         if db.engine.dialect.name == "sqlite":
             set_up_sqlite(db.engine)

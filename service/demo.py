@@ -11,11 +11,11 @@ from pathlib import Path
 import click
 import requests
 from flask import Flask, request
-from flask_migrate import upgrade
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
 from config import Config
 from service import create_app, demo_history, users
+from service.database import migrating
 from service.database.engine import db
 from service.database.writing import Transaction, transact
 from service.keys import new_key, new_secret
@@ -71,7 +71,7 @@ class _Demo:
         }
         self.app = app = create_app(Config(self.settings))
         with app.app_context():
-            upgrade()
+            migrating.upgrade(app)
             user_id, self.api_key, self.webhook_secret = transact(self.add_user)
             _, self.ingest_key = transact(providers.create, "gw", "generic", Options())
             if days:

@@ -4,10 +4,10 @@ import os
 import shutil
 
 import pytest
-from flask_migrate import upgrade
 
 from config import Config
 from service import create_app
+from service.database import migrating
 from service.database.engine import db
 from tests import mariadb
 from tests.conftest import SECRET_KEY
@@ -23,7 +23,7 @@ def skip_or_fail(reason):
 def migrate(url):
     app = create_app(Config({"DATABASE_URL": url, "SECRET_KEY": SECRET_KEY}))
     with app.app_context():
-        upgrade()
+        migrating.upgrade(app)
         db.engine.dispose()
 
 

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import requests
 from flask import Flask, request
-from flask_migrate import upgrade
 from sqlalchemy import func, select
 
 from config import Config
 from service import create_app, keys
+from service.database import migrating
 from service.database.engine import db
 from service.database.models import (
     Delivery,
@@ -230,7 +230,7 @@ def prepare(url, hook):
     app = create_app(Config({"DATABASE_URL": url, "SECRET_KEY": SECRET_KEY, "LOG_LEVEL": "ERROR"}))
     users, provider_key = [], new_key("ing")
     with app.app_context():
-        upgrade()
+        migrating.upgrade(app)
         for n in range(USERS):
             key = new_key("usr")
             user = User(

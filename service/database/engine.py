@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import pymysql
-from flask_migrate import Migrate
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import Engine, MetaData, Table, event
 from sqlalchemy.exc import DisconnectionError
@@ -51,7 +50,6 @@ db = SQLAlchemy(
     session_options={"expire_on_commit": False},
     engine_options={"hide_parameters": True},
 )
-migrate = Migrate()
 
 
 def set_up_mysql(engine: Engine, hosts: Iterable[tuple[str, int]]) -> None:

@@ -17,6 +17,7 @@ from standardwebhooks import Webhook
 
 from config import ConfigError
 from service.commands import checks
+from service.database import migrating
 from service.database.columns import utcnow
 from service.database.engine import db
 from service.database.models import (
@@ -723,7 +724,9 @@ def test_doctor_counts_the_connections(
 
 
 def test_migrations_go_up_and_down_and_leave_no_drift(make_app, empty_database_url):
-    with make_app(DATABASE_URL=empty_database_url).app_context():
+    app = make_app(DATABASE_URL=empty_database_url)
+    migrating.init_app(app)
+    with app.app_context():
         upgrade()
         downgrade(revision="base")
         assert inspect(db.engine).get_table_names() == ["alembic_version"]

@@ -22,7 +22,7 @@ from sqlalchemy import event, func, inspect, select, text
 from sqlalchemy.exc import DBAPIError
 
 from config import POOL, POOL_SIZE, Config, ConfigError, database
-from service.database import schema
+from service.database import migrating, schema
 from service.database.columns import utcnow
 from service.database.engine import db
 from service.database.models import Message, Operator, PhoneNumber, SystemSummary, User, UserSummary
@@ -674,6 +674,7 @@ def test_a_number_not_recorded_is_logged_and_found_by_an_idempotent_repeat(
 
 def test_migrations_over_data_up_and_down(make_app, empty_database_url):
     app = make_app(DATABASE_URL=empty_database_url)
+    migrating.init_app(app)
     with app.app_context():
         upgrade(revision="0001")
         with db.engine.begin() as connection:

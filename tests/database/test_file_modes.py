@@ -3,9 +3,9 @@
 import os
 
 import pytest
-from flask_migrate import upgrade
 from sqlalchemy import text
 
+from service.database import migrating
 from service.database.engine import db
 from tests.databases import on_sqlite
 
@@ -29,8 +29,9 @@ def test_nobody_else_reads_the_database(make_app, folder, is_earlier):
         folder.mkdir(mode=0o755)
         for name in FILES[:2]:
             (folder / name).touch(0o644)
-    with make_app(DATABASE_URL="", SECRET_KEY="").app_context():
-        upgrade()
+    app = make_app(DATABASE_URL="", SECRET_KEY="")
+    with app.app_context():
+        migrating.upgrade(app)
         with db.engine.connect() as connection:
             assert connection.execute(text("PRAGMA secure_delete")).scalar() == 1
             modes = {path.name: oct(path.stat().st_mode) for path in folder.iterdir()}
