@@ -21,12 +21,14 @@ from prometheus_client import multiprocess  # noqa: E402
 from config import Config, ConfigError  # noqa: E402
 from service import logs  # noqa: E402
 from service.commands import checks  # noqa: E402
+from service.sms import words  # noqa: E402
 from service.web_worker import WebWorker, affordable  # noqa: E402
 
 try:
     settings = Config.from_environment()
 except ConfigError as e:
     raise SystemExit(f"Error: {e}") from None
+words.index()  # in the memory that all processes share
 connections = affordable(settings.WORKER_CONNECTIONS)
 # The processes read the settings anew, and divide what there is
 os.environ["WORKER_CONNECTIONS"] = str(connections)

@@ -5,9 +5,10 @@ import tomllib
 import unicodedata
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 MAX_TEXT = 1600  # how many characters are read: ten SMS
 CACHED = 10_000  # how many characters are remembered
@@ -117,12 +118,23 @@ def read_words(path: Path = PATH) -> Iterator[Word]:
 
 KEY = 4  # how many first characters of a word find it
 _Meaning = tuple[str, bool, frozenset[str]]  # kind, whether letters may follow, sections
+Value = TypeVar("Value", bound=tuple[object, ...])
 
 
-def _index(words: Iterable[Word]) -> tuple[dict[str, list[_Meaning]], dict[str, list[int]]]:
-    """What each word means, and for each beginning how long the words are, the longest first."""
+class Index(NamedTuple):
+    """What each word means; for each beginning how long the words are, the longest first; and the
+    first characters."""
+
+    meanings: dict[str, tuple[_Meaning, ...]]
+    lengths: dict[str, tuple[int, ...]]
+    firsts: set[str]
+
+
+@cache
+def index() -> Index:
+    """The words of otp_words.toml, read when they are first asked for."""
     sections = defaultdict(set)
-    for word in words:
+    for word in read_words():
         sections[word.plain, word.kind, word.any_after].add(word.language)
     meanings = defaultdict(list)
     lengths = defaultdict(set)
@@ -133,11 +145,19 @@ def _index(words: Iterable[Word]) -> tuple[dict[str, list[_Meaning]], dict[str, 
             languages |= sections.get((plain[:length], kind, True), set())
         meanings[plain].append((kind, any_after, frozenset(languages)))
         lengths[plain[:KEY]].add(len(plain))
-    return dict(meanings), {start: sorted(found, reverse=True) for start, found in lengths.items()}
+    return Index(
+        _shared({plain: tuple(found) for plain, found in meanings.items()}),
+        _shared({start: tuple(sorted(found, reverse=True)) for start, found in lengths.items()}),
+        {start[0] for start in lengths},
+    )
 
 
-_MEANINGS, _LENGTHS = _index(read_words())
-_FIRST = {start[0] for start in _LENGTHS}
+def _shared(values: dict[str, Value]) -> dict[str, Value]:
+    """The same, with one object for all values that are equal: most are."""
+    first: dict[Value, Value] = {}
+    return {name: first.setdefault(value, value) for name, value in values.items()}
+
+
 _NONE = Labels([])
 
 
@@ -145,12 +165,12 @@ def find_labels(text: str) -> dict[str, Labels]:
     """{kind: Labels} of all words of otp_words.toml in a folded, lowercase text."""
     found: defaultdict[str, list[Label]] = defaultdict(list)
     word_end = list(range(len(text) + 1))  # for a place inside a word: where the word ends
-    places = []
+    places, firsts = [], index().firsts
     for token in _TOKEN.finditer(text):
         start, end = token.span()
         if end - start > 1:
             word_end[start + 1 : end] = [end] * (end - start - 1)
-        if text[start] in _FIRST:
+        if text[start] in firsts:
             places.append(start)
     for place in places:
         for kind, label in _longest(text, place, word_end).items():
@@ -164,12 +184,13 @@ def find_labels(text: str) -> dict[str, Labels]:
 def _longest(text: str, place: int, word_end: list[int]) -> dict[str, Label]:
     """The longest label of each kind that starts at `place`; "promo code" is no "code"."""
     longest: dict[str, Label] = {}
-    for length in (*_LENGTHS.get(text[place : place + KEY], ()), 3, 2, 1):
+    meanings, lengths, _ = index()
+    for length in (*lengths.get(text[place : place + KEY], ()), 3, 2, 1):
         word = text[place : place + length]
-        if word not in _MEANINGS:
+        if word not in meanings:
             continue
         end = place + len(word)
-        for kind, any_after, languages in _MEANINGS[word]:
+        for kind, any_after, languages in meanings[word]:
             if kind in longest or not (any_after or word_end[end] == end):
                 continue
             if kind != "code" or "other" not in longest:
