@@ -8,7 +8,7 @@ from sqlalchemy import select
 
 from config import Config
 from service.database.columns import utcnow
-from service.database.engine import db, set_up_mysql, set_up_sqlite
+from service.database.engine import WRITE, db, set_up_mysql, set_up_sqlite
 from service.database.models import Message, PhoneNumber, User
 from service.keys import sha256
 
@@ -37,7 +37,8 @@ def user_of(key):
 
 
 def commit(row):
-    db.session.connection(execution_options={"writes": True})
+    if db.engine.dialect.name == "sqlite":
+        db.session.connection().exec_driver_sql(WRITE)
     db.session.add(row)
     db.session.commit()
 

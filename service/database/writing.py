@@ -16,7 +16,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.attributes import set_committed_value
 
-from service.database.engine import Base, db, error_code
+from service.database.engine import WRITE, Base, db, error_code
 from service.database.models import SystemSummary, User, UserSummary
 
 SUMMARY_SHARDS = 16
@@ -96,9 +96,8 @@ def transact(work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run `work(transaction, …)` in a write transaction, commit it, and return the result.
 
     After a deadlock, a lock timeout, a lost connection or a busy SQLite file, all of it is run
-    again: so `work` may only use the database, and must not log. On SQLite an open read transaction
-    is ended first, since it cannot be upgraded; on MySQL `work` continues in it, and sees what
-    others have committed since.
+    again: so `work` may only use the database, and must not log. On MySQL it continues in an open
+    read transaction, and sees what others have committed since.
     """
     return transact_within(PATIENCE_SECONDS, work, *args, **kwargs)
 
@@ -106,7 +105,6 @@ def transact(work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 def transact_within(patience: float, work: Work[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """The same as transact(), retried for `patience` seconds."""
     on_sqlite = db.session.get_bind().dialect.name == "sqlite"
-    options = {"writes": True} if on_sqlite else None
     give_up = time.monotonic() + patience
     pause = 0.02
     while True:
@@ -114,7 +112,9 @@ def transact_within(patience: float, work: Work[P, T], *args: P.args, **kwargs: 
             if on_sqlite:
                 release()  # so that a thread waiting for its turn holds no connection
             with _sqlite_turn if on_sqlite else contextlib.nullcontext():
-                connection = db.session.connection(execution_options=options)
+                connection = db.session.connection()
+                if on_sqlite:
+                    connection.exec_driver_sql(WRITE)
                 result = work(Transaction(db.session(), connection), *args, **kwargs)
                 db.session.commit()
             return result

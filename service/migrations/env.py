@@ -6,7 +6,7 @@ from alembic import context
 from flask import current_app
 from sqlalchemy import text
 
-from service.database.engine import db
+from service.database.engine import WRITE, db
 from service.database.columns import UTCDateTime
 
 DATETIME = "sa.DateTime().with_variant(mysql.DATETIME(fsp=6), 'mysql', 'mariadb')"
@@ -24,7 +24,7 @@ def render_item(kind, item, autogen_context):
 def one_at_a_time(connection):
     """MySQL commits every DDL statement by itself: a lock of its own keeps others out.
 
-    SQLite needs none: BEGIN IMMEDIATE makes a second release process wait.
+    SQLite needs none: its write lock makes a second release process wait.
     """
     if db.engine.dialect.name == "sqlite":
         yield
@@ -44,7 +44,7 @@ def one_at_a_time(connection):
 def run():
     args = current_app.extensions["migrate"].configure_args
     sqlite = db.engine.dialect.name == "sqlite"
-    with db.engine.connect().execution_options(writes=True) as connection, one_at_a_time(connection):
+    with db.engine.connect() as connection, one_at_a_time(connection):
         context.configure(
             connection=connection,
             target_metadata=db.metadata,
@@ -53,6 +53,8 @@ def run():
             **args,
         )
         with context.begin_transaction():
+            if sqlite:
+                connection.exec_driver_sql(WRITE)
             context.run_migrations()
 
 

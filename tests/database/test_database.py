@@ -24,7 +24,7 @@ from sqlalchemy.exc import DBAPIError
 from config import POOL, POOL_SIZE, Config, ConfigError, database
 from service.database import migrating, schema
 from service.database.columns import utcnow
-from service.database.engine import db
+from service.database.engine import WRITE, db
 from service.database.models import Message, Operator, PhoneNumber, SystemSummary, User, UserSummary
 from service.database.writing import release, transact, transact_within
 from service.webhooks import endpoint
@@ -232,7 +232,9 @@ def locked_out(app, database_url, monkeypatch):
             state.errors.append(str(context.original_exception))
             state.release()
 
-        with engine.connect().execution_options(writes=True) as holder:
+        with engine.connect() as holder:
+            if engine.dialect.name == "sqlite":
+                holder.exec_driver_sql(WRITE)
             holder.execute(text("UPDATE users SET name = 'holder'"))
             state.rollback = holder.rollback
             yield state
