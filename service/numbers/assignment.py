@@ -89,7 +89,7 @@ def _ask(user: User, row: PhoneNumber, needs_code: bool, idempotency_key: str | 
         _give_up(row, e, fields)
         raise (NoNumberReceived if isinstance(e, upstream.NoNumber) else UnableToGetNumber) from e
     except Exception:
-        transact(_run, _FORGET, row)  # the country list failed: no number was asked for
+        transact(_end_without, _FORGET, row, asked=0)  # the country list failed
         raise
     phone_code = code_in(grant.digits, codes)
     _record(row, grant, phone_code, fields | {"operator_id": operator_id})
@@ -101,10 +101,10 @@ def _give_up(row: PhoneNumber, error: upstream.UpstreamError, fields: dict[str, 
     """Delete the row, or mark it unknown if the main server may have granted a number."""
     if error.granted:
         event("number_unknown", logging.WARNING, exc_info=True, **fields)
-        transact(_run, _MARK_UNKNOWN, row)
+        transact(_end_without, _MARK_UNKNOWN, row)
     else:
         event("number_refused", why=describe(error), **fields)
-        transact(_run, _FORGET, row)
+        transact(_end_without, _FORGET, row)
 
 
 def _record(
@@ -123,14 +123,16 @@ def _record(
         event("number_not_recorded", logging.CRITICAL, exc_info=True,
               phone_number=f"+{grant.digits}", **fields)  # fmt: skip
         with contextlib.suppress(SQLAlchemyError):
-            transact_within(0, _run, _MARK_UNKNOWN, row)
+            transact_within(0, _end_without, _MARK_UNKNOWN, row)
         raise UnableToGetNumber from e
     for name, value in changes.items():
         set_committed_value(row, name, value)
 
 
-def _run(tx: Transaction, statement: Executable, row: PhoneNumber) -> None:
-    tx.execute(statement, {"row_id": row.id})
+def _end_without(tx: Transaction, statement: Executable, row: PhoneNumber, asked: int = 1) -> None:
+    """End a request without a number; it is counted if the main server was asked."""
+    if tx.execute(statement, {"row_id": row.id}).rowcount == 1:
+        tx.count(row.user_id, utcnow(), requests=asked)
 
 
 def _assign(
@@ -143,7 +145,7 @@ def _assign(
             raise FilledMeanwhile
         return  # committed already: the connection was lost before the confirmation arrived
     _sync_operators(tx, operators, changes["assigned_at"])
-    tx.count(row.user_id, changes["assigned_at"], numbers=1)
+    tx.count(row.user_id, changes["assigned_at"], requests=1, numbers=1)
 
 
 def _sync_operators(tx: Transaction, operators: list[dict[str, Any]], now: datetime) -> None:

@@ -66,8 +66,10 @@ def _request_lease() -> timedelta:
 def _reserve(
     tx: Transaction, user: User, country_id: int, operator_id: int | None, key_hash: str | None
 ) -> tuple[PhoneNumber, bool]:
-    """(the row, whether this call has to fill it)."""
+    """(the row, whether this call has to fill it, and count it when it ends)."""
     now = utcnow()
+    if user.daily_limit is not None:
+        tx.lock_user(user.id)  # against their other calls
     row = _row_of_key(tx, user, key_hash, now)
     if row is None:
         row = PhoneNumber(
@@ -81,9 +83,12 @@ def _reserve(
         return row, False
     else:
         # Its call died or never got the answer: ask again, with the same key
+        if row.state == NumberState.REQUESTED:
+            tx.count(user.id, row.requested_at, requests=1)
         row.state, row.requested_at = NumberState.REQUESTED, now
         tx.session.flush()
-    _lock_and_check_limit(tx, user, now)
+    if user.daily_limit is not None and used_today(user, now) > user.daily_limit:
+        raise _limit_reached(now)
     return row, True
 
 
@@ -108,14 +113,6 @@ def _row_of_key(
 def is_under_way(row: PhoneNumber, now: datetime) -> bool:
     """Whether the main server may still be being asked for the number of this row."""
     return row.state == NumberState.REQUESTED and row.requested_at > now - _request_lease()
-
-
-def _lock_and_check_limit(tx: Transaction, user: User, now: datetime) -> None:
-    """Count the request, which locks the user's summary of the day against their other calls, and
-    raise DailyLimitReached if it exceeds the limit."""
-    tx.count(user.id, now, requests=1)
-    if user.daily_limit is not None and used_today(user, now) > user.daily_limit:
-        raise _limit_reached(now)
 
 
 def check_limit(user: User) -> None:

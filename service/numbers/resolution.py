@@ -14,8 +14,8 @@ def resolve(tx: Transaction, row: PhoneNumber, digits: str | None) -> bool:
     """Record the number of an `unknown` row of `tx`, or with None that none was granted; returns
     False if that is recorded already. Raises NotUnknown.
 
-    A request whose process died is unknown as well. The number is the user's from the time of their
-    request on.
+    A request whose process died is unknown as well, and counted now. The number is the user's from
+    the time of their request on.
     """
     wanted = NumberState.REFUSED if digits is None else NumberState.ASSIGNED
     if (row.state, row.digits) == (wanted, digits):
@@ -27,8 +27,9 @@ def resolve(tx: Transaction, row: PhoneNumber, digits: str | None) -> bool:
     row.state, row.digits = wanted, digits
     if digits is None:
         row.idempotency_hash = None  # a repeat asks for another number
-        return True
-    row.assigned_at = row.requested_at
+    else:
+        row.assigned_at = row.requested_at
     tx.session.flush()
-    tx.count(row.user_id, row.requested_at, numbers=1)
+    numbers = int(digits is not None)
+    tx.count(row.user_id, row.requested_at, requests=int(has_died), numbers=numbers)
     return True

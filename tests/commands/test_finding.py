@@ -158,7 +158,7 @@ def test_of_an_unknown_number_may_be_found_that_there_was_none(app, flask, make_
     id = unknown(make_user().id)
     for _ in range(2):
         assert flask("numbers", "resolve", id, "--none", "--json")["state"] == "refused"
-    assert totals(app, UserSummary, "numbers") == (0,)
+    assert totals(app, UserSummary, "requests", "numbers") == (0, 0)
     with app.app_context():  # a repeat of that call asks for another number
         assert db.session.get(PhoneNumber, id).idempotency_hash is None
     assert len([e for e in flask("audit", "--json") if e["action"] == "number_resolved"]) == 1
@@ -172,6 +172,8 @@ def test_a_request_whose_process_died_is_resolved_too(app, flask, make_user, unk
         change(app, PhoneNumber, id, state="requested", idempotency_hash=None)
         told = flask("numbers", "resolve", id, NUMBER, exit_code=exit_code)
         assert ("is requested" in told) == bool(exit_code)
+    # An unknown one was counted when its call ended
+    assert totals(app, UserSummary, "requests", "numbers") == (1, 1)
 
 
 @pytest.mark.parametrize("args", [(), (NUMBER, "--none"), ("12",), ("x" * 30,)])

@@ -308,6 +308,28 @@ def test_failed_calls_do_not_use_up_the_limit(client, make_user, main_server):
     assert [client.get(path).status_code for _ in range(2)] == [200, 429]
 
 
+def test_each_question_to_the_main_server_is_counted_when_it_has_ended(
+    client, make_user, main_server, records, add
+):
+    """With a number or without; also one whose process died, when it is asked again."""
+    user = make_user()
+    path = f"/api/get-number/{user.key}?country_id=1"
+    for count, failure in enumerate([{"status_code": 404}, {"status_code": 500}, grant()], 1):
+        main_server.get(URL, **failure)
+        client.get(path, headers=KEYED)
+        (summary,) = records(UserSummary)
+        assert (summary.requests, summary.numbers) == (count, count // 3)
+    add(under_way(user, timedelta(minutes=9), key="died"))
+    assert client.get(path, headers={"Idempotency-Key": "died"}).status_code == 200
+    (summary,) = records(UserSummary)
+    assert (summary.requests, summary.numbers) == (5, 2)
+    shards = records(SystemSummary)
+    assert sum(row.requests for row in shards) == 5
+    main_server.get(INIT_URL, status_code=503)  # the phone codes cannot be had
+    assert client.get(f"{path}&number_format=national").status_code == 500
+    assert sum(row.requests for row in records(UserSummary)) == 5
+
+
 @pytest.mark.parametrize("country_id", [2, 3])
 def test_500_national_without_a_phone_code_asks_for_no_number(
     app, client, make_user, main_server, country_id
