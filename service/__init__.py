@@ -20,7 +20,7 @@ from service.database.engine import db, restrict, set_up_mysql, set_up_sqlite
 from service.database.health import is_old_schema
 from service.errors import Busy, SchemaNotCurrent
 from service.pages import session
-from service.webhooks import attempt, by_hand, pace, queue
+from service.webhooks import attempt, by_hand, outcomes, pace, queue
 
 MAX_BODY_BYTES = 256 * 2**10
 POLICY = (
@@ -53,7 +53,9 @@ def create_app(config: Config | None = None) -> Flask:
             set_up_sqlite(db.engine)
         else:
             set_up_mysql(db.engine, config.DATABASE_HOSTS)
-    for part in (logs, limits, waiting, upstream, queue, attempt, pace, by_hand, session, commands):
+    for part in (
+        logs, limits, waiting, upstream, queue, attempt, outcomes, pace, by_hand, session, commands,
+    ):  # fmt: skip
         part.init_app(app)
     metrics.init_app(app, watch.read)
     app.register_blueprint(routes.bp)

@@ -27,7 +27,7 @@ from service.keys import new_key, sha256
 from service.sandbox import COUNTRIES, operators, random_digits
 from service.sms import otp
 from service.webhooks import queue
-from service.webhooks.delivery import RETRY_SECONDS
+from service.webhooks.outcomes import RETRY_SECONDS
 
 # Name and settings; those without a webhook read their SMS back. None but the demo's user has a
 # key that is shown.

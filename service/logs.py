@@ -44,7 +44,9 @@ def init_app(app: Flask) -> None:
 # --- what is logged -----------------------------------------------------------------------
 
 
-def event(name: str, level: int = logging.INFO, *, exc_info: bool = False, **fields: Any) -> None:
+def event(
+    name: str, level: int = logging.INFO, *, exc_info: bool | Exception = False, **fields: Any
+) -> None:
     """Log one event as `event=name key=value …`; fields that are None are left out."""
     _log.log(level, f"event={name}{_pairs(fields)}", exc_info=exc_info)
 

@@ -9,7 +9,7 @@ from service import errors
 from service.api import schemas
 from service.auth import UserIdQuery
 from service.upstream import InitSchema
-from service.webhooks.delivery import RETRY_SECONDS
+from service.webhooks.outcomes import RETRY_SECONDS
 
 # A declared error, or (status, message); and when it is returned
 Failure = tuple[type[errors.ApiError] | tuple[int | str, str], str]

@@ -73,16 +73,31 @@ class Transaction:
         If `user_id` is None, counts for the system only. Locks the user's row, which all of their
         calls share: so count last.
         """
-        day = at.astimezone(UTC).date()
         if user_id is not None:
-            self._add(UserSummary, {"user_id": user_id, "day": day}, steps)
-        shard = random.randrange(SUMMARY_SHARDS)
-        self._add(SystemSummary, {"day": day, "shard": shard}, steps)
+            self._add(UserSummary, "user_id", [{"user_id": user_id} | steps], at)
+        self._add_to_system(steps, at)
 
-    def _add(self, model: type[Base], key: dict[str, Any], steps: dict[str, int]) -> None:
-        """Add to a summary row, creating it if needed; atomic."""
-        statement = _upsert(model, tuple(key), tuple(steps), self._dialect, True)
-        self.execute(statement, _zeros(model) | key | steps)
+    def count_delivered(self, webhooks: Mapping[int, int], at: datetime) -> None:
+        """Count delivered webhooks, by user, as count() does."""
+        # In one order, so that no two transactions wait for each other
+        rows = [{"user_id": id, "webhooks_delivered": n} for id, n in sorted(webhooks.items())]
+        if rows:
+            self._add(UserSummary, "user_id", rows, at)
+            self._add_to_system({"webhooks_delivered": sum(webhooks.values())}, at)
+
+    def _add_to_system(self, steps: Mapping[str, int], at: datetime) -> None:
+        shard = random.randrange(SUMMARY_SHARDS)
+        self._add(SystemSummary, "shard", [{"shard": shard, **steps}], at)
+
+    def _add(
+        self, model: type[Base], key: str, rows: Sequence[dict[str, int]], at: datetime
+    ) -> None:
+        """Add to the summary rows of a day that have these keys; create them if needed. Atomic."""
+        day = at.astimezone(UTC).date()
+        names = tuple(name for name in rows[0] if name != key)
+        statement = _upsert(model, (key, "day"), names, self._dialect, True)
+        values = [_zeros(model) | row | {"day": day} for row in rows]
+        self.execute(statement, values if len(values) > 1 else values[0])
 
     @property
     def _dialect(self) -> str:
@@ -120,7 +135,7 @@ def transact_within(patience: float, work: Work[P, T], *args: P.args, **kwargs: 
             return result
         except (DBAPIError, PoolTimeout) as e:
             db.session.rollback()
-            if time.monotonic() > give_up or not _is_passing(e):
+            if time.monotonic() > give_up or not is_passing(e):
                 raise
         except BaseException:
             db.session.rollback()
@@ -142,9 +157,10 @@ def release() -> None:
         db.session.commit()
 
 
-def _is_passing(error: DBAPIError | PoolTimeout) -> bool:
-    if isinstance(error, PoolTimeout):
-        return True
+def is_passing(error: Exception) -> bool:
+    """Whether it is the database's, and passes by itself, which transact() has waited for."""
+    if not isinstance(error, DBAPIError):
+        return isinstance(error, PoolTimeout)
     is_known = error_code(error.orig) in PASSING_MYSQL or "locked" in str(error.orig)
     return error.connection_invalidated or is_known
 

@@ -671,6 +671,38 @@ def test_a_silent_receiver_holds_four_calls_and_nobody_elses(make_app, world, ma
     assert world.row(world.user.id, User).webhook_failures == 4
 
 
+@pytest.mark.parametrize("status", [204, 503])
+@pytest.mark.parametrize("is_taken_over", [False, True])
+def test_what_ends_at_the_same_moment_is_recorded_together(
+    make_app, world, make_user, assign, status, is_taken_over
+):
+    """By one transaction, and exactly; one whose lease was lost meanwhile changes no other's."""
+    app, numbers = make_app(WEBHOOK_TIMEOUT=PATIENCE), ["12025550801", "12025550802"]
+    outcomes, commits = app.extensions["outcomes"], []
+    with ThreadPoolExecutor(4) as pool, holding(status) as (held, url):
+        for number in numbers:
+            assign(make_user(name=number, webhook_url=url).id, number)
+        calls = [pool.submit(world.sms, app, phone_number=number) for number in 2 * numbers]
+        held.wait(4)
+        with outcomes._turn:
+            held.let_go()
+            wait_for(lambda: len(outcomes._waiting) == 4)
+            if is_taken_over:
+                world.change(id=1, lease="another")
+            with listening(app, commit=commits.append):
+                outcomes._turn.release()
+                states = sorted(call.result()["webhook"] for call in calls)
+                outcomes._turn.acquire()
+    state, kept = "delivered" if status == 204 else "pending", 4 - is_taken_over
+    assert states == sorted([state] * kept + ["pending"] * is_taken_over)
+    assert sorted(row.state for row in world.rows()) == states
+    assert [row.attempts for row in world.rows()] == [1 - is_taken_over, 1, 1, 1]
+    assert len(world.rows(Attempt)) == kept
+    assert world.counted() == (kept if status == 204 else 0)
+    assert sum(row.webhook_failures for row in world.rows(User)) == (0 if status == 204 else kept)
+    assert (len(commits) == 1) != is_taken_over
+
+
 def test_a_share_of_the_calls_may_wait_for_receivers_and_the_worker_takes_the_rest_at_once(
     make_app, world, make_user, assign
 ):
