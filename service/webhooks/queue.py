@@ -6,10 +6,21 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any
 
 from flask import Flask, current_app
-from sqlalchemy import ColumnElement, func, or_, select, update
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Select,
+    Update,
+    bindparam,
+    func,
+    or_,
+    select,
+    update,
+)  # fmt: skip
 
 from service.database.columns import utcnow
 from service.database.engine import db
@@ -101,18 +112,18 @@ def _new_lease(now: datetime) -> dict[str, Any]:
     return {"lease": secrets.token_hex(16), "leased_until": now + lease_time()}
 
 
-def is_free(now: datetime) -> ColumnElement[bool]:
+def is_free(now: datetime | BindParameter[datetime]) -> ColumnElement[bool]:
     """The condition of a delivery that nobody is attempting."""
     return or_(Delivery.leased_until.is_(None), Delivery.leased_until <= now)
 
 
-def is_due(now: datetime) -> ColumnElement[bool]:
+def is_due(now: datetime | BindParameter[datetime]) -> ColumnElement[bool]:
     """The condition of a delivery that is due and not leased."""
     is_pending = Delivery.state == DeliveryState.PENDING
     return is_pending & (Delivery.next_attempt_at <= now) & is_free(now)
 
 
-def may_be_tried(now: datetime) -> ColumnElement[bool]:
+def may_be_tried(now: datetime | BindParameter[datetime]) -> ColumnElement[bool]:
     """The condition of a user whose circuit is not open.
 
     It is looked at where work is handed out: a circuit that opens or closes changes no delivery,
@@ -147,15 +158,45 @@ def claim(
 
 def due_users() -> list[tuple[int, int]]:
     """(id, consecutive failures) of each user with due deliveries, whose circuit is not open."""
-    now = utcnow()
+    rows = db.session.execute(_due_users(), {"now": utcnow()}).all()
+    release()
+    return [(row.id, row.webhook_failures) for row in rows]
+
+
+# The worker's statements are built once
+
+
+@cache
+def _due_users() -> Select[int, int]:
+    now: BindParameter[datetime] = bindparam("now")
     first = select(Delivery.id).where(Delivery.user_id == User.id, is_due(now)).limit(1)
     # MySQL would rather read all of a user's deliveries
     first = first.with_hint(Delivery, f"FORCE INDEX ({BY_USER})", "mysql")
     has_due = first.correlate(User).scalar_subquery().is_not(None)
-    users = select(User.id, User.webhook_failures)
-    rows = db.session.execute(users.where(may_be_tried(now), has_due)).all()
-    release()
-    return [(row.id, row.webhook_failures) for row in rows]
+    return select(User.id, User.webhook_failures).where(may_be_tried(now), has_due)
+
+
+@cache
+def _oldest() -> Select[int]:
+    mine = (Delivery.user_id == bindparam("user_id")) & is_due(bindparam("now"))
+    return select(Delivery.id).where(mine).order_by(Delivery.next_attempt_at).limit(BATCH)
+
+
+@cache
+def _take() -> Update:
+    """Not by their state, by which SQLite would look up all that are pending: what is no longer
+    pending has no time for its next attempt."""
+    now: BindParameter[datetime] = bindparam("now")
+    still_due = (Delivery.next_attempt_at <= now) & is_free(now)
+    ids = Delivery.id.in_(bindparam("ids", expanding=True))
+    return update(Delivery.table()).where(ids, still_due)
+
+
+@cache
+def _taken() -> Select[Delivery]:
+    ids = Delivery.id.in_(bindparam("ids", expanding=True))
+    taken = select(Delivery).where(ids, Delivery.lease == bindparam("lease"))
+    return taken.execution_options(populate_existing=True)
 
 
 def claim_due(tx: Transaction, users: Iterable[int]) -> list[list[Delivery]]:
@@ -163,15 +204,11 @@ def claim_due(tx: Transaction, users: Iterable[int]) -> list[list[Delivery]]:
     whom somebody else was quicker to claim."""
     now = utcnow()
     lease = _new_lease(now)
-    oldest = select(Delivery.id).where(is_due(now)).order_by(Delivery.next_attempt_at).limit(BATCH)
-    ids = [id for user in users for id in tx.session.scalars(oldest.filter_by(user_id=user))]
-    # Not by their state, by which SQLite would look up all that are pending: what is no longer
-    # pending has no time for its next attempt
-    still_due = (Delivery.next_attempt_at <= now) & is_free(now)
-    tx.execute(update(Delivery).where(Delivery.id.in_(ids), still_due).values(lease))
-    won = select(Delivery).where(Delivery.id.in_(ids), Delivery.lease == lease["lease"])
+    due = [tx.session.scalars(_oldest(), {"user_id": user, "now": now}) for user in users]
+    ids = [id for found in due for id in found]
+    tx.execute(_take(), lease | {"ids": ids, "now": now})
     batches = defaultdict(list)
-    for delivery in tx.session.scalars(won.execution_options(populate_existing=True)):
+    for delivery in tx.session.scalars(_taken(), {"ids": ids, "lease": lease["lease"]}):
         batches[delivery.user_id].append(delivery)
     return list(batches.values())
 
