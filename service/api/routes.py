@@ -41,7 +41,7 @@ def keyed(rule: str, **options: Any) -> Callable[[View], View]:
 
 
 @keyed("/api/init")
-def init(key: str | None = None) -> dict[str, Any]:
+def init(key: str | None = None) -> Response:
     """The countries and operators of the main server."""
     if not current_app.config["SYSTEM_API_KEY"] or not current_app.config["MAIN_SERVER_URL"]:
         raise errors.SystemConfigurationError
@@ -51,7 +51,7 @@ def init(key: str | None = None) -> dict[str, Any]:
         raise errors.Unauthorized from e
     release()
     try:
-        return success(upstream.init_in_turn(user.id if user else None))
+        return _init_answer(upstream.init_in_turn(user.id if user else None))
     except upstream.Refused as e:
         if e.message is None:
             raise errors.ServiceFetchFailed from e
@@ -59,6 +59,14 @@ def init(key: str | None = None) -> dict[str, Any]:
         raise errors.MainServerRefused(e.status, e.message) from e
     except upstream.UpstreamError as e:
         raise errors.ServiceFetchFailed from e
+
+
+def _init_answer(data: dict[str, Any]) -> Response:
+    """The lists as JSON, which is made once for all calls that get the same ones."""
+    known = current_app.extensions.get("init_answer")
+    if known is None or known[0] is not data:
+        known = current_app.extensions["init_answer"] = data, jsonify(success(data)).data
+    return Response(known[1], mimetype="application/json")
 
 
 @keyed("/api/get-number")
