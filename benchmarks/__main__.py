@@ -149,10 +149,11 @@ def holes(bench, table, engine):
 def million(bench, table, engine):
     """A million numbers and a million SMS stored, against none."""
     empty, full = bench.database(engine), bench.database(engine)
+    urls = {"full": full, "empty": empty}
     count = 100_000 if bench.quick else 1_000_000
     with harness.service_app(full):
         records.add(count)
-    servers = {"empty": bench.serve("ours", empty), "full": bench.serve("ours", full)}
+    servers = {name: bench.serve("ours", url) for name, url in urls.items()}
     calls = (harness.get_number, harness.ingest, harness.messages)
     for call in calls:
         case = f"{count:,} numbers and SMS: p50 of {call.__name__}"
@@ -167,6 +168,26 @@ def million(bench, table, engine):
             continue
         table.row(case, engine, ratios(results, "p50", "full", "empty"), 1.15)
         table.beside(results)
+
+    took = {name: [] for name in urls}
+    for _ in range(bench.rounds(7)):
+        for name, url in urls.items():
+            with harness.service_app(url) as app:
+                took[name].append(median_of_command(app, "numbers", "holder", harness.digits(1)))
+    shares = [full / empty for full, empty in zip(took["full"], took["empty"], strict=True)]
+    table.row(f"{count:,} numbers and SMS: flask numbers holder", engine, shares, 1.15)
+    print(f"    full {statistics.median(took['full']):.1f} ms")
+
+
+def median_of_command(app, *args):
+    """The median time of a command, without the start of its process (ms)."""
+    runner, times = app.test_cli_runner(), []
+    for _ in range(10):
+        started = time.perf_counter()
+        result = runner.invoke(args=args)
+        assert result.exit_code == 0, result.output
+        times.append(1000 * (time.perf_counter() - started))
+    return statistics.median(times)
 
 
 def pages(bench, table, engine):

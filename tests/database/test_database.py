@@ -33,7 +33,7 @@ from tests.databases import on_mariadb, on_sqlite, skip_or_fail
 from tests.fixtures import BIN, ROOT
 from tests.forms import offered, post, token
 from tests.mariadb import MariaDB, missing
-from tests.meanwhile import answer, in_threads
+from tests.meanwhile import answer, in_threads, listening
 from tests.peers import raw_server, sandbox, serving, until
 
 # --- DATABASE_URL -------------------------------------------------------------------------
@@ -208,6 +208,26 @@ def test_a_real_deadlock_is_tried_again_as_a_whole(app, two_users):
     with app.app_context():
         assert len(set(db.session.scalars(select(User.name)))) == 1  # one of them, wholly
         assert len(runs) == 3
+
+
+def test_several_users_are_counted_in_one_order(app, two_users):
+    """Whatever theirs is: two that lock each other's rows in turn would be a deadlock."""
+    first, second = sorted(two_users)
+    with app.app_context():
+        counted = []
+
+        def note(_connection, _cursor, statement, parameters, *_):
+            if "INTO user_summaries" in statement:
+                counted.append(
+                    [row["user_id"] if isinstance(row, dict) else row[0] for row in parameters]
+                )
+
+        with listening(app, before_cursor_execute=note):
+            transact(lambda tx: tx.count_delivered({second: 1, first: 2}, utcnow()))
+        assert counted == [[first, second]]
+        rows = db.session.scalars(select(UserSummary).order_by(UserSummary.user_id))
+        assert [row.webhooks_delivered for row in rows] == [2, 1]
+        assert db.session.scalar(select(func.sum(SystemSummary.webhooks_delivered))) == 3
 
 
 @pytest.fixture

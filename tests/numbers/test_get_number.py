@@ -5,6 +5,7 @@ import functools
 import hashlib
 import re
 import socket
+import threading
 import time
 from datetime import timedelta
 from select import select as wait_for_bytes
@@ -21,7 +22,7 @@ from service.database.writing import transact
 from service.keys import sha256
 from tests.conftest import MAIN, SYSTEM_KEY
 from tests.databases import on_mariadb, on_sqlite
-from tests.meanwhile import answer, in_background, in_threads, statements
+from tests.meanwhile import answer, in_background, in_threads, listening, statements
 from tests.peers import raw_server, sandbox, serving
 from tests.world import Held
 
@@ -994,6 +995,33 @@ def test_rows_and_summaries_agree_after_544_concurrent_numbers(make_app, make_us
         assert sorted(rows) == sorted(summed)
         assert system[0] == sum(n for _, n in rows) == 544
         assert system[1] > 1, "the system summary is one hot row"
+
+
+@on_mariadb  # SQLite has one writer
+def test_the_daily_limit_counts_a_call_that_is_about_to_commit(app, make_user, main_server):
+    path = f"/api/get-number/{make_user(daily_limit=1).key}?country_id=1"
+    first, goes_on, second = threading.get_ident(), threading.Event(), []
+
+    def call():
+        return app.test_client().get(path).status_code
+
+    def commit(_connection):
+        if threading.get_ident() == first and not second:
+            second.append(in_background(call))
+            assert goes_on.wait(60)
+
+    def waits(_connection, _cursor, statement, *_):
+        if threading.get_ident() != first and "FOR UPDATE" in statement:
+            goes_on.set()
+
+    def has_counted(_connection, _cursor, statement, *_):
+        if threading.get_ident() != first and "count(" in statement:
+            goes_on.set()
+
+    listeners = {"before_cursor_execute": waits, "after_cursor_execute": has_counted}
+    with listening(app, commit=commit, **listeners):
+        assert call() == 200
+        assert second[0]() == 429
 
 
 def test_the_daily_limit_holds_under_concurrent_calls(make_app, make_user):
