@@ -100,6 +100,25 @@ def against_the_floor(case, request, at_most):
     return run
 
 
+def sixteen(bench, table, engine):
+    """SMS of 16 callers, who wait for each other's writes, against one alone."""
+    server, requests = (
+        bench.serve("ours", bench.database(engine)),
+        [*map(harness.ingest, EVERYBODY)],
+    )
+    bench.load(server, requests, callers=1, seconds=1)
+    results = [
+        {
+            "one caller": bench.load(server, requests, callers=1, seconds=bench.seconds(2)),
+            "16 callers": bench.load(server, requests, seconds=bench.seconds(4)),
+        }
+        for _ in range(bench.rounds(5))
+    ]
+    shares = [result["16 callers"].p95 / result["one caller"].p50 for result in results]
+    table.row("16 callers of SMS: p95 / p50 of one", engine, shares, 4)
+    table.beside(results)
+
+
 def slow(bench, table, engine):
     """100 callers of a main server that takes 300 ms, on 2 processes."""
     url = bench.database(engine)
@@ -364,6 +383,7 @@ CASES = {
     "init": (against_the_floor("init from cache", harness.init, 1), ENGINES),
     "get-number": (against_the_floor("get-number", harness.get_number, 1.2), ENGINES),
     "ingest": (against_the_floor("ingest + webhook", harness.ingest, 1.5), ENGINES),
+    "sixteen": (sixteen, ("sqlite",)),
     "slow": (slow, ENGINES),
     "holes": (holes, ENGINES),
     "crowds": (slow_peers.crowds, ENGINES),
