@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import requests
+from alembic.script import ScriptDirectory
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -692,6 +693,14 @@ def test_a_number_not_recorded_is_logged_and_found_by_an_idempotent_repeat(
 
 
 # --- migrations ---------------------------------------------------------------------------
+
+
+def test_migrations_are_numbered_in_their_order():
+    """So that the names of their files tell whether a schema is current."""
+    script = ScriptDirectory(schema.MIGRATIONS)
+    numbers = [revision.revision for revision in script.walk_revisions("base", "heads")]
+    assert numbers == sorted(schema.revisions(), reverse=True)
+    assert script.get_heads() == [max(schema.revisions())]
 
 
 def test_migrations_over_data_up_and_down(make_app, empty_database_url):
