@@ -24,10 +24,10 @@ class Commands(AppGroup):
 
     def _load(self) -> None:
         if not self._is_loaded:
-            self._is_loaded = True
             from service.commands import table
 
             table.init_app(self._app)
+            self._is_loaded = True
 
 
 def init_app(app: Flask) -> None:

@@ -23,6 +23,7 @@ SUMMARY_SHARDS = 16
 # MySQL: deadlock, lock wait timeout, shutdown, cannot connect, server gone, lost connection,
 # connection lost while reading, too many connections; Galera: node not ready
 PASSING_MYSQL = {1213, 1205, 1053, 2003, 2006, 2013, 2055, 1040, 1047}
+ROW_LOCKS = {1213, 1205}  # of these
 DUPLICATE_KEY = 1062  # MySQL
 # How many seconds a transaction is retried for: a database server restarts in less
 PATIENCE_SECONDS = 10
@@ -135,7 +136,7 @@ def transact_within(patience: float, work: Work[P, T], *args: P.args, **kwargs: 
             return result
         except (DBAPIError, PoolTimeout) as e:
             db.session.rollback()
-            if time.monotonic() > give_up or not is_passing(e):
+            if time.monotonic() > give_up or not _is_passing(e):
                 raise
         except BaseException:
             db.session.rollback()
@@ -157,10 +158,16 @@ def release() -> None:
         db.session.commit()
 
 
-def is_passing(error: Exception) -> bool:
-    """Whether it is the database's, and passes by itself, which transact() has waited for."""
+def is_gone(error: Exception) -> bool:
+    """Whether a transaction was given up because none could be had: not for a row's lock."""
     if not isinstance(error, DBAPIError):
         return isinstance(error, PoolTimeout)
+    return _is_passing(error) and error_code(error.orig) not in ROW_LOCKS
+
+
+def _is_passing(error: DBAPIError | PoolTimeout) -> bool:
+    if isinstance(error, PoolTimeout):
+        return True
     is_known = error_code(error.orig) in PASSING_MYSQL or "locked" in str(error.orig)
     return error.connection_invalidated or is_known
 

@@ -89,7 +89,7 @@ def _ask(user: User, row: PhoneNumber, needs_code: bool, idempotency_key: str | 
         _give_up(row, e, fields)
         raise (NoNumberReceived if isinstance(e, upstream.NoNumber) else UnableToGetNumber) from e
     except Exception:
-        transact(_end_without, _FORGET, row, asked=0)  # the country list failed
+        transact(_end_without, _FORGET, row, asked=False)  # the country list failed
         raise
     phone_code = code_in(grant.digits, codes)
     _record(row, grant, phone_code, fields | {"operator_id": operator_id})
@@ -129,10 +129,12 @@ def _record(
         set_committed_value(row, name, value)
 
 
-def _end_without(tx: Transaction, statement: Executable, row: PhoneNumber, asked: int = 1) -> None:
+def _end_without(
+    tx: Transaction, statement: Executable, row: PhoneNumber, asked: bool = True
+) -> None:
     """End a request without a number; it is counted if the main server was asked."""
-    if tx.execute(statement, {"row_id": row.id}).rowcount == 1:
-        tx.count(row.user_id, utcnow(), requests=asked)
+    if tx.execute(statement, {"row_id": row.id}).rowcount == 1 and asked:
+        tx.count(row.user_id, utcnow(), requests=1)
 
 
 def _assign(

@@ -83,10 +83,11 @@ def _reserve(
         return row, False
     else:
         # Its call died or never got the answer: ask again, with the same key
-        if row.state == NumberState.REQUESTED:
-            tx.count(user.id, row.requested_at, requests=1)
+        died_at = row.requested_at if row.state == NumberState.REQUESTED else None
         row.state, row.requested_at = NumberState.REQUESTED, now
         tx.session.flush()
+        if died_at:
+            tx.count(user.id, died_at, requests=1)
     if user.daily_limit is not None and used_today(user, now) > user.daily_limit:
         raise _limit_reached(now)
     return row, True
@@ -138,4 +139,5 @@ def used_today(user: User, now: datetime) -> int:
         PhoneNumber.state == NumberState.REQUESTED,
         PhoneNumber.requested_at > now - _request_lease(),
     )
-    return (db.session.scalar(numbers) or 0) + (db.session.scalar(under_way) or 0)
+    # In this order: a call that ends in between counts twice, not at all in the other one
+    return (db.session.scalar(under_way) or 0) + (db.session.scalar(numbers) or 0)

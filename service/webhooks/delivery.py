@@ -34,6 +34,7 @@ def deliver(
     is its user, if the caller has just read that. No transaction is open while the receiver is
     called; the outcome is written only while the lease is held.
     """
+    delivery_id = delivery.id  # after a rollback, asking for it would ask the database
     try:
         user = user or _user_of(delivery)
         with _place(user, trigger) as has_place, _slot(user) as has_slot:
@@ -42,7 +43,7 @@ def deliver(
         [state] = record([tried])
         return state
     except Exception:
-        event("webhook_failed", logging.ERROR, exc_info=True, delivery_id=delivery.id)
+        event("webhook_failed", logging.ERROR, exc_info=True, delivery_id=delivery_id)
         db.session.rollback()
         return DeliveryState.PENDING
 

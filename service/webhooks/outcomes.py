@@ -30,7 +30,7 @@ _ATTEMPT, _DELIVERIES = insert(AttemptRow.table()), Delivery.table()
 _FINISH_ONE = update(_DELIVERIES).where(
     _DELIVERIES.c.id == bindparam("held_id"), _DELIVERIES.c.lease == bindparam("held_lease")
 )
-# A lease is of one claim, and so never another row's of the group
+# A lease is of one claim: a row under another one of the group was tried by this process as well
 _FINISH = update(_DELIVERIES).where(
     _DELIVERIES.c.id.in_(bindparam("held_ids", expanding=True)),
     _DELIVERIES.c.lease.in_(bindparam("held_leases", expanding=True)),
@@ -49,6 +49,12 @@ class Tried(NamedTuple):
     @property
     def is_success(self) -> bool:
         return isinstance(self.outcome, Attempt) and self.outcome.result.is_success
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether it says nothing new of the endpoint, whose user would have to be locked."""
+        is_well = not self.user.webhook_failures and not self.user.webhook_open_until
+        return isinstance(self.outcome, PutOff) or (self.is_success and is_well)
 
     @property
     def is_arrival(self) -> bool:
@@ -73,20 +79,23 @@ def init_app(app: Flask) -> None:
 
 
 def record(tried: Sequence[Tried]) -> list[DeliveryState]:
-    """Record the outcomes, as far as the leases are still the caller's; returns the states of the
-    deliveries then. What cannot be recorded is logged, and stays leased."""
+    """Record the outcomes of one user, as far as the leases are still the caller's; returns the
+    states of the deliveries then. What cannot be recorded is logged, and stays leased."""
     outcomes: GroupCommit[Tried, _Recorded] = current_app.extensions["outcomes"]
-    states, failed = list[DeliveryState](), dict[Exception, Tried]()
-    for row, recorded in zip(tried, outcomes.commit(tried), strict=True):
+    # Users are locked alone, so that nobody waits for another user's lock
+    commit = outcomes.commit if all(row.is_usual for row in tried) else outcomes.commit_apart
+    ids = [(row.delivery.id, row.user.id) for row in tried]  # as they are before any rollback
+    states, failed = list[DeliveryState](), dict[Exception, int]()
+    for (delivery_id, user_id), recorded in zip(ids, commit(tried), strict=True):
         if isinstance(recorded, Exception):
-            failed.setdefault(recorded, row)
+            failed.setdefault(recorded, delivery_id)
             states.append(DeliveryState.PENDING)
             continue
         states.append(recorded.state)
         if change := recorded.change:
-            event(change.event, logging.WARNING, user_id=row.user.id, failures=change.failures)
-    for error, row in failed.items():
-        event("webhook_failed", logging.ERROR, exc_info=error, delivery_id=row.delivery.id)
+            event(change.event, logging.WARNING, user_id=user_id, failures=change.failures)
+    for error, delivery_id in failed.items():
+        event("webhook_failed", logging.ERROR, exc_info=error, delivery_id=delivery_id)
     return states
 
 
@@ -120,15 +129,13 @@ def _write(tx: Transaction, tried: Sequence[Tried]) -> list[_Recorded]:
 
 
 def _judge(tx: Transaction, tried: Sequence[Tried], now: datetime) -> dict[int, endpoint.Change]:
-    """What the attempts say of the endpoints, by delivery: each failure, and one of a user's
-    successes. By user, so that no two transactions lock them in different orders."""
-    judged: dict[tuple[int, int], tuple[Tried, Attempt]] = {}
-    for row in tried:
-        if isinstance(row.outcome, Attempt):
-            judged[row.user.id, 0 if row.is_success else row.delivery.id] = row, row.outcome
+    """What the attempts say of their endpoint, by delivery; of several successes, one says what
+    there is to say. A group of several users' has nothing but usual ones."""
+    judged = {row.is_success: row for row in tried if isinstance(row.outcome, Attempt)}
     happened = {}
-    for _, (row, attempt) in sorted(judged.items(), key=lambda item: item[0]):
-        if change := endpoint.judge(tx, row.user, attempt, now):
+    for row in judged.values():
+        assert isinstance(row.outcome, Attempt)
+        if change := endpoint.judge(tx, row.user, row.outcome, now):
             happened[row.delivery.id] = change
     return happened
 

@@ -3,8 +3,10 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import pymysql
 import pytest
 from sqlalchemy import select
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from service.database.columns import utcnow
@@ -87,6 +89,15 @@ def test_one_that_cannot_be_written_harms_no_other(writing):
     calls = writing.meanwhile(["a", "bad"], ["b"])
     assert [call.result() for call in calls] == [["FIRST"], ["A", error], ["B"]]
     assert writing.stored() == {"first", "a", "b"}
+
+
+def test_a_lock_that_one_of_them_waits_for_in_vain_harms_no_other(writing, monkeypatch):
+    monkeypatch.setattr("service.database.writing.PATIENCE_SECONDS", 0)
+    locked = pymysql.err.OperationalError(1205, "Lock wait timeout exceeded")
+    error = writing.fails["a"] = OperationalError("", {}, locked)
+    calls = writing.meanwhile(["a"], ["b"])
+    assert [call.result() for call in calls] == [["FIRST"], [error], ["B"]]
+    assert writing.stored() == {"first", "b"}
 
 
 def test_while_the_database_is_gone_nobody_waits_for_it_twice(writing, monkeypatch):
