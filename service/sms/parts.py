@@ -129,12 +129,15 @@ def _keep(tx: Transaction, key: str, sms: Sms, source_id: str) -> _Kept:
     assert sms.part
     now, trace = utcnow(), _trace(key, sms)
     of_number = select(SmsPart.sms, SmsPart.created_at).where(SmsPart.number == sms.part.number)
-    if joined := tx.session.execute(of_number.where(SmsPart.message_key == trace)).first():
+    # Read in this order: a part that is joined in between is found by both, not by neither
+    earlier = tx.session.execute(of_number.where(SmsPart.message_key == key)).first()
+    joined = tx.session.execute(of_number.where(SmsPart.message_key == trace)).first()
+    if joined:
         # Without an id, the same text may be another SMS, as for whole ones
         if sms.message_id or joined.created_at > now - ingestion.DUPLICATE_WINDOW:
             return _Kept.IS_REPEATED
         tx.execute(delete(SmsPart).where(SmsPart.message_key == trace))
-    if earlier := tx.session.execute(of_number.where(SmsPart.message_key == key)).first():
+    if earlier:
         is_same = _loaded(earlier.sms).sms_text == sms.sms_text
         return _Kept.WAITS if is_same else _Kept.IS_OF_ANOTHER
     tx.store(

@@ -14,8 +14,9 @@ from service.database.models import SmsPart
 from service.sms import gateways, ingestion
 from service.sms.gateways.gateway import Gateway
 from service.sms.incoming import Part, read
-from tests.databases import on_sqlite
+from tests.databases import on_mariadb, on_sqlite
 from tests.fixtures import NUMBER
+from tests.meanwhile import in_background, listening
 from tests.records import change, messages
 
 
@@ -268,6 +269,29 @@ def test_parts_that_come_at_the_same_time_are_joined_once(app, phone):
         thread.join()
     assert errors == []
     assert phone.stored() == [("493 493 493 ", None)] * count
+    assert phone.waiting() == []
+
+
+@on_mariadb  # SQLite has one writer
+def test_a_part_whose_repeat_is_joined_at_the_same_moment_does_not_wait(app, phone):
+    """Between its two questions, whether it waits already and whether it was joined."""
+    joined = []
+
+    def post(number):
+        form = {"id": f"7-{number}", "from": "AMZ", "to": NUMBER}
+        form["binary"] = (header(7, 2, number) + b"493 ").hex()
+        return app.test_client().post(phone.path, data=form).status_code
+
+    def meanwhile(_connection, _cursor, statement, *_):
+        if "sms_parts.number = " in statement and not joined:
+            joined.append(200)
+            joined.append(in_background(lambda: post(2))())
+
+    assert post(1) == 200
+    with listening(app, after_cursor_execute=meanwhile):
+        assert post(2) == 200
+    assert joined == [200, 200]
+    assert [text for text, _ in phone.stored()] == ["493 493 "]
     assert phone.waiting() == []
 
 
