@@ -102,10 +102,8 @@ def against_the_floor(case, request, at_most):
 
 def sixteen(bench, table, engine):
     """SMS of 16 callers, who wait for each other's writes, against one alone."""
-    server, requests = (
-        bench.serve("ours", bench.database(engine)),
-        [*map(harness.ingest, EVERYBODY)],
-    )
+    server = bench.serve("ours", bench.database(engine))
+    requests = [harness.ingest(n) for n in EVERYBODY]
     bench.load(server, requests, callers=1, seconds=1)
     results = [
         {

@@ -118,13 +118,11 @@ def _write(tx: Transaction, tried: Sequence[Tried]) -> list[_Recorded]:
         tx.execute(_ATTEMPT, attempts if len(attempts) > 1 else attempts[0])
     happened = _judge(tx, tried, now)
     tx.count_delivered(Counter(row.user.id for row in tried if row.is_arrival), now)
-    states = [
-        DeliveryState(changed.get("state", row.delivery.state))
-        for row, changed in zip(tried, changes, strict=True)
-    ]
     return [
-        _Recorded(state, happened.get(row.delivery.id))
-        for row, state in zip(tried, states, strict=True)
+        _Recorded(
+            DeliveryState(changed.get("state", row.delivery.state)), happened.get(row.delivery.id)
+        )
+        for row, changed in zip(tried, changes, strict=True)
     ]
 
 

@@ -20,7 +20,7 @@ from sqlalchemy import (
     or_,
     select,
     update,
-)  # fmt: skip
+)
 
 from service.database.columns import utcnow
 from service.database.engine import db
