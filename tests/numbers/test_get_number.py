@@ -322,10 +322,9 @@ def test_each_question_to_the_main_server_is_counted_when_it_has_ended(
         assert (summary.requests, summary.numbers) == (count, count // 3)
     add(under_way(user, timedelta(minutes=9), key="died"))
     assert client.get(path, headers={"Idempotency-Key": "died"}).status_code == 200
-    (summary,) = records(UserSummary)
-    assert (summary.requests, summary.numbers) == (5, 2)
-    shards = records(SystemSummary)
-    assert sum(row.requests for row in shards) == 5
+    for model in (UserSummary, SystemSummary):  # the one that died may count for yesterday
+        rows = records(model)
+        assert sum(row.requests for row in rows) == 5 and sum(row.numbers for row in rows) == 2
     main_server.get(INIT_URL, status_code=503)  # the phone codes cannot be had
     assert client.get(f"{path}&number_format=national").status_code == 500
     assert sum(row.requests for row in records(UserSummary)) == 5
@@ -947,8 +946,8 @@ def test_what_a_call_hears_too_late_changes_nothing(
         response = app.test_client().get(path, headers=KEYED)
     assert response.status_code == status
     assert [(row.state, row.digits) for row in records()] == [("assigned", "12025550199")]
-    assert [summary.numbers for summary in records(UserSummary)] == [1]
-    assert sum(summary.numbers for summary in records(SystemSummary)) == 1
+    for model in (UserSummary, SystemSummary):  # an hour ago may have been yesterday
+        assert sum(summary.numbers for summary in records(model)) == 1
     # A number that was granted and has no record is to be found in the log
     log = capsys.readouterr().out
     assert ("number_not_recorded phone_number=+12025550111" in log) == ("0111" in str(late))
