@@ -336,7 +336,7 @@ def test_the_spellings_of_a_time(app, send, elsewhere, sent, read):
 @on_sqlite
 def test_times_go_out_in_utc_with_a_z(client, make_user, make_provider, assign):
     user = make_user()
-    assign(user.id, ago=timedelta(days=1000))
+    assign(user.id, ago=timedelta(days=10_000))
     sent = "2024-05-17T14:00:00+02:00"
     client.post(make_provider(), json={"to": NUMBER, "text": "x", "received_at": sent})
     (message,) = client.get(f"/api/messages/{user.key}").json["data"]["messages"]

@@ -57,7 +57,7 @@ def gateway(app, client, make_user, flask, assign, receiver, monkeypatch):
         def __init__(self, format, secret=None):
             monkeypatch.setitem(FORMATS, format, FORMATS[format]._replace(patience=math.inf))
             # Before the SMS of the bodies were received
-            assign(make_user(webhook_url=receiver.url).id, ago=timedelta(days=3650))
+            assign(make_user(webhook_url=receiver.url).id, ago=timedelta(days=10_000))
             given = ("--secret", secret) if secret else ()
             added = flask("providers", "add", "gw", "--format", format, *given, "--json")
             self.path = added["ingest_path"]
