@@ -54,13 +54,13 @@ def deliver_batch(
     """Attempt deliveries of one user, recorded in one transaction; the first that does not arrive,
     or `stop`, ends the batch: the rest is given back, for whoever is free."""
     untried, tried = list(deliveries), list[Tried]()
-    started = time.monotonic()
     try:
         user = _user_of(untried[0])
         with _slot(user) as has_slot:
-            while untried and time.monotonic() - started < BATCH_SECONDS:
+            ends = time.monotonic() + BATCH_SECONDS
+            while untried:
                 tried.append(_try(untried.pop(0), Trigger.WORKER, user, True, has_slot, math.inf))
-                if stop.is_set() or not tried[-1].is_success:
+                if stop.is_set() or not tried[-1].is_success or time.monotonic() > ends:
                     break
         for state in record(tried):
             on_done(state)

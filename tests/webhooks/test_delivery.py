@@ -688,7 +688,7 @@ def test_what_ends_at_the_same_moment_is_recorded_together(
                 held.let_go()
                 wait_for(lambda: len(outcomes._waiting) == 4)
                 if is_taken_over:
-                    world.change(id=1, lease="another")
+                    world.change(id=world.rows()[0].id, lease="another")
             states = sorted(call.result()["webhook"] for call in calls)
     kept = 4 - is_taken_over
     assert states == sorted(["delivered"] * kept + ["pending"] * is_taken_over)

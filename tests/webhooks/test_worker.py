@@ -14,7 +14,7 @@ import requests
 from service.database.columns import utcnow
 from service.database.engine import db
 from service.database.models import Attempt, User
-from service.webhooks import worker
+from service.webhooks import delivery, worker
 from tests.conftest import SECRET_KEY
 from tests.databases import on_mariadb, on_sqlite
 from tests.fixtures import BIN, ROOT, SMS
@@ -426,6 +426,14 @@ def test_a_batch_that_lasts_is_recorded_before_it_goes_on(world):
     with called_back(world, slow, look, lambda: None):
         assert world.work() == ["delivered"] * 3
     assert seen == [[("delivered", 1), ("pending", 0), ("pending", 0)]]
+
+
+def test_of_a_batch_at_least_one_is_tried_however_slow_the_database(world, monkeypatch):
+    """Or a worker would claim and give back for ever."""
+    monkeypatch.setattr(delivery, "BATCH_SECONDS", -1)
+    world.add(3)
+    assert world.work() == ["delivered"] * 3
+    assert len(world.receiver.received) == 3
 
 
 def test_told_to_stop_it_finishes_the_call_and_gives_back_the_rest(world):
