@@ -11,7 +11,7 @@ UV = uv==0.13.9
 # What ARGS choose may all need a server, or none of it (5 is pytest's exit code for no test)
 OR_NONE = $(if $(ARGS),|| test $$? -eq 5)
 
-.PHONY: run demo-data check lint test torture bench lock outdated clean
+.PHONY: run demo-data check lint quick test torture bench lock outdated clean
 # REQUIRE_ALL=1: a part that is missing on this machine fails its tests instead of skipping them
 export REQUIRE_ALL
 
@@ -26,15 +26,17 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Four at once, since half of the time they wait; in memory, where there is such a folder, since the
-# other half is SQLite's waiting for the disk
-check: lint
+check: lint quick
+
+# In memory, where there is such a folder: much of their time is SQLite's waiting for the disk
+quick: $(VENV)/.test
 	TMPDIR=$(firstword $(wildcard /dev/shm) /tmp) $(BIN)/python -m pytest -n 4 \
 	  -o tmp_path_retention_count=1 -m 'not server and not torture' $(ARGS) $(OR_NONE)
 
-# The torture measures how long nobody is answered, so nothing else may run beside it
+# Three at once, since they wait for servers. The torture measures how long nobody is answered, so
+# nothing else may run beside it
 test: check
-	$(BIN)/python -m pytest -n auto --dist loadgroup -m 'server and not torture' $(ARGS) $(OR_NONE)
+	$(BIN)/python -m pytest -n 3 --dist loadgroup -m 'server and not torture' $(ARGS) $(OR_NONE)
 	$(BIN)/python -m pytest -m torture
 
 torture: $(VENV)/.test

@@ -64,7 +64,7 @@ def test_schemathesis_finds_nothing(serve, tmp_path, make_user, make_provider, a
         done = subprocess.run(
             [
                 BIN / "schemathesis", "--config-file", config, "run", f"{url}/openapi.json",
-                "--generation-deterministic", "--max-examples", "30", "--continue-on-failure",
+                "--generation-deterministic", "--max-examples", "20", "--continue-on-failure",
                 "--no-color",
             ],
             capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"NO_COLOR": "1"},
