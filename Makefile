@@ -33,10 +33,9 @@ quick: $(VENV)/.test
 	TMPDIR=$(firstword $(wildcard /dev/shm) /tmp) $(BIN)/python -m pytest -n 4 \
 	  -o tmp_path_retention_count=1 -m 'not server and not torture' $(ARGS) $(OR_NONE)
 
-# Three at once, since they wait for servers. The torture measures how long nobody is answered, so
-# nothing else may run beside it
+# The torture measures how long nobody is answered, so nothing else may run beside it
 test: check
-	$(BIN)/python -m pytest -n 3 --dist loadgroup -m 'server and not torture' $(ARGS) $(OR_NONE)
+	$(BIN)/python -m pytest -n auto --dist loadgroup -m 'server and not torture' $(ARGS) $(OR_NONE)
 	$(BIN)/python -m pytest -m torture
 
 torture: $(VENV)/.test

@@ -46,8 +46,8 @@ def no_network(monkeypatch):
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory):
-    """What every app compiles, its routes and templates, is compiled once for all tests: it would
-    be half of their time. Gives Jinja's cache."""
+    """What every app compiles, its routes and templates, is compiled once for all tests: that would
+    be a sixth of their time. Gives Jinja's cache."""
     with pytest.MonkeyPatch.context() as patch:
         build, built = Rule._compile_builder, {}
 

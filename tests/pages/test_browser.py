@@ -253,7 +253,9 @@ PAGES = (
 
 
 # Colours are the same at every width
-@pytest.mark.parametrize(("viewport", "scheme"), [(DESKTOP, "light"), (PHONE, "dark")])
+@pytest.mark.parametrize(
+    ("viewport", "scheme"), [(DESKTOP, "light"), (PHONE, "dark")], ids=["desktop", "phone"]
+)
 def test_pages_fit_and_are_accessible(app, open_page, user, make_user, viewport, scheme):
     """No sideways scrolling, and no finding of axe-core, with all that can be opened."""
     page = open_page(viewport=viewport, scheme=scheme)

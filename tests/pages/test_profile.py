@@ -567,8 +567,10 @@ def states(app):
 def test_the_log_shows_attempts_and_no_code(browser, failed):
     page = browser.get("/profile/webhooks").text
     assert page.count("1 attempt<") == 3 and "answered 500" in page and ">failed<" in page
-    assert page.count(f"+{NUMBER}") == 3 and "echo" not in page
-    assert not any(f"77512{n}" in page for n in range(3))
+    # What may have any three digits: times, tokens, ids
+    varying = r'datetime="[^"]*"|name="csrf_token" value="[^"]*"|msg_[\w-]+|\d+ ms'
+    shown = re.sub(varying, "", page)
+    assert shown.count(f"+{NUMBER}") == 3 and "775" not in shown and "echo" not in shown
     post(browser, "/profile/reveal", reveal="1", page="webhooks")
     assert "echo of code 775120" in browser.get("/profile/webhooks").text
     assert f"+{NUMBER}" not in browser.get("/profile/webhooks?state=delivered").text
